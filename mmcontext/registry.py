@@ -1,0 +1,86 @@
+"""Registries of mmcontext, children of mmengine's with scope ``mmcontext``.
+
+mmengine imports this module by itself when it meets a type such as
+``mmcontext.CedNet``, and then the packages named in ``locations``, so a config
+needs no ``custom_imports``.
+"""
+import importlib
+from typing import Dict, Optional, Tuple
+
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import METRICS as MMENGINE_METRICS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import (
+    OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
+)
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine.registry import Registry
+
+# Models that subclass a class of an optional package: name -> (package, pip name, module).
+# Their modules are imported when the name is first asked for, because importing mmdet or
+# mmseg takes seconds and neither has to be installed.
+_OPTIONAL_MODELS = {
+    'LinearClsHead': ('mmpretrain', 'mmpretrain', 'mmcontext.models.heads.linear_cls_head'),
+    'BinaryClsHead': ('mmpretrain', 'mmpretrain', 'mmcontext.models.heads.binary_cls_head'),
+    'ContextRPNHead': ('mmdet', 'mmdet', 'mmcontext.models.heads.context_rpn_head'),
+    'ContextFCNMaskHead': ('mmdet', 'mmdet', 'mmcontext.models.heads.context_fcn_mask_head'),
+    'ContextConvFCBBoxHead': ('mmdet', 'mmdet', 'mmcontext.models.heads.context_bbox_head'),
+    'PyConvHead': ('mmseg', 'mmsegmentation', 'mmcontext.models.heads.pyconv_head'),
+    'ContextFCNHead': ('mmseg', 'mmsegmentation', 'mmcontext.models.heads.context_fcn_head'),
+}
+
+
+# Data sets, likewise.
+_OPTIONAL_DATASETS = {
+    name: ('mmpretrain', 'mmpretrain', f'mmcontext.datasets.{module}')
+    for name, module in (('LRAListOps', 'long_range_arena'), ('LRAPathfinder', 'long_range_arena'),
+                         ('LRAText', 'long_range_arena'), ('STL10', 'stl10'),
+                         ('SpeechCommands', 'speech_commands'))
+}
+
+
+class _OptionalRegistry(Registry):
+    """Registry that imports the modules of optional packages on demand.
+
+    Args:
+        optional: Name to (package, pip name, module), see above.
+        *args, **kwargs: See mmengine's ``Registry``.
+    """
+
+    def __init__(self, *args, optional: Dict[str, Tuple[str, str, str]], **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._optional = optional
+
+    def get(self, key: str) -> Optional[type]:
+        scope, name = self.split_scope_key(key)
+        if scope in (None, self.scope) and name in self._optional \
+                and name not in self._module_dict:
+            package, pip_name, module = self._optional[name]
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
+                raise ImportError(
+                    f'mmcontext.{name} needs the package {package!r}, which cannot be imported '
+                    f'here ({error}); install it with: pip install {pip_name}') from error
+            importlib.import_module(module)
+        return super().get(key)
+
+
+MODELS = _OptionalRegistry('model', parent=MMENGINE_MODELS, scope='mmcontext',
+                           locations=['mmcontext.layers', 'mmcontext.models'],
+                           optional=_OPTIONAL_MODELS)
+DATASETS = _OptionalRegistry('dataset', parent=MMENGINE_DATASETS, scope='mmcontext',
+                             locations=['mmcontext.datasets'], optional=_OPTIONAL_DATASETS)
+TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmcontext',
+                      locations=['mmcontext.datasets'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmcontext',
+                 locations=['mmcontext.engine'])
+METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='mmcontext',
+                   locations=['mmcontext.engine'])
+OPTIM_WRAPPERS = Registry('optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='mmcontext',
+                          locations=['mmcontext.engine'])
+OPTIM_WRAPPER_CONSTRUCTORS = Registry('optimizer wrapper constructor',
+                                      parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
+                                      scope='mmcontext', locations=['mmcontext.engine'])

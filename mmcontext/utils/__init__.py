@@ -1,0 +1,1 @@
+"""Checkpoint loading, CPU processes, and what the command-line tools share."""

@@ -1,0 +1,235 @@
+"""Loading checkpoints without running code, and finding the one to resume from.
+
+mmengine stores its log buffers and numpy scalars in a checkpoint. ``torch.load`` with
+``weights_only=True`` (the default from torch 2.6 on) knows neither and refuses such files.
+Here these few types are made known, so that training can be resumed and tested while every
+other pickle that would run code stays refused.
+"""
+import codecs
+import logging
+import os
+import os.path as osp
+import pickle
+import re
+import types
+from collections import OrderedDict
+from glob import escape, glob
+from typing import Any, Callable, Dict, List, Optional
+
+import torch
+
+from .errors import CheckpointError
+
+_STATISTICS = ('min', 'max', 'current', 'mean')
+
+
+def _history_buffer_getattr(obj: Any, name: str) -> Callable:
+    """Stand-in for ``getattr`` in checkpoints.
+
+    mmengine's HistoryBuffer pickles its statistics as ``getattr(HistoryBuffer, 'min')``. The
+    real ``getattr`` would open every attribute of every class, so this answers for these
+    four alone.
+    """
+    from mmengine.logging import HistoryBuffer
+    if obj is HistoryBuffer and name in _STATISTICS:
+        return getattr(HistoryBuffer, name)
+    raise pickle.UnpicklingError(
+        f'GLOBAL getattr on {obj!r} for {name!r} is not part of a checkpoint of mmengine')
+
+
+def safe_globals() -> Dict[str, Any]:
+    """What mmengine's checkpoints need beside tensors: pickled name -> object.
+
+    numpy's names are given as numpy 1 and as numpy 2 write them, and the built-in module as
+    Python 2 pickles (protocol 2, torch's default) and as Python 3 name it.
+    """
+    import numpy as np
+    from mmengine.logging import HistoryBuffer
+    allowed = {
+        'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
+        'numpy.ndarray': np.ndarray,
+        'numpy.dtype': np.dtype,
+        # How bytes are pickled; torch < 2.2 does not list it.
+        '_codecs.encode': codecs.encode,
+    }
+    for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
+        allowed[f'{module}._reconstruct'] = np.zeros(1).__reduce__()[0]
+        allowed[f'{module}.scalar'] = np.float64(0).__reduce__()[0]
+    for code in np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?':
+        cls = type(np.dtype(code))
+        allowed[f'{cls.__module__}.{cls.__qualname__}'] = cls
+    for name in ('builtins.getattr', '__builtin__.getattr', 'getattr'):
+        allowed[name] = _history_buffer_getattr
+    return allowed
+
+
+def register_safe_globals() -> bool:
+    """Let ``torch.load(weights_only=True)`` read mmengine's checkpoints.
+
+    Called when mmcontext is imported. torch < 2.5 has no list of safe globals that could be
+    extended by these; there its restricted unpickler is replaced by
+    :class:`_RestrictedUnpickler`.
+
+    Returns:
+        bool: False without mmengine, whose checkpoints need it.
+    """
+    try:
+        allowed = safe_globals()
+    except ImportError:
+        return False
+    if torch.__version__ >= (2, 5):
+        torch.serialization.add_safe_globals([(obj, name) for name, obj in allowed.items()])
+    else:
+        torch.serialization._weights_only_unpickler = restricted_pickle_module()
+    return True
+
+
+class _RestrictedUnpickler(pickle._Unpickler):
+    """weights_only unpickler for torch < 2.5, whose own accepts no further types."""
+
+    def _allowed(self) -> Dict[str, Any]:
+        known = torch._weights_only_unpickler._get_allowed_globals()
+        return {**known, **safe_globals()}
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = self._allowed()
+        for spelling in (f'{module}.{name}', f'{module.replace("__builtin__", "builtins")}.{name}'):
+            if spelling in allowed:
+                return allowed[spelling]
+        raise pickle.UnpicklingError(f'Unsupported class GLOBAL {module}.{name}')
+
+    def load_build(self) -> None:
+        # State is set on instances of the known types only, never on a class or a function.
+        kinds = {torch.Tensor, torch.nn.Parameter, OrderedDict}
+        kinds.update(obj for obj in safe_globals().values() if isinstance(obj, type))
+        if type(self.stack[-2]) not in kinds:
+            raise pickle.UnpicklingError(f'BUILD of GLOBAL {type(self.stack[-2])}')
+        super().load_build()
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch[pickle.BUILD[0]] = load_build
+
+
+def restricted_pickle_module() -> types.SimpleNamespace:
+    """What ``torch.load`` of torch < 2.5 takes in place of its own weights_only unpickler."""
+    def load(file, *, encoding: str = 'ASCII', **_) -> Any:
+        return _RestrictedUnpickler(file, encoding=encoding).load()
+
+    return types.SimpleNamespace(Unpickler=_RestrictedUnpickler, load=load)
+
+
+def load_checkpoint_file(filename: str, map_location=None) -> dict:
+    """Load a checkpoint file without running code from it.
+
+    Args:
+        filename (str): path of a local file; ``~`` is expanded.
+        map_location: as for ``torch.load``. Defaults to None.
+
+    Returns:
+        dict: the checkpoint.
+
+    Raises:
+        CheckpointError: where the file is missing, truncated, no checkpoint, or would run
+            code.
+    """
+    path = osp.expanduser(filename)
+    if not osp.isfile(path):
+        raise CheckpointError(f'checkpoint {filename} does not exist')
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.search(r'GLOBAL (\S+)', str(error))
+        if refused:
+            raise CheckpointError(
+                f'checkpoint {filename} is refused: it asks for {refused.group(1)!r}, which could '
+                'run code, and only weights and training state are loaded') from error
+        raise CheckpointError(_damage(path, filename)) from error
+    except (RuntimeError, OSError, EOFError, LookupError, ValueError) as error:
+        if 'out of memory' in str(error) or 'deserialize object on' in str(error):
+            raise
+        raise CheckpointError(_damage(path, filename)) from error
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(
+            f'checkpoint {filename} holds a {type(checkpoint).__name__}, expected a dict with '
+            'weights')
+    return checkpoint
+
+
+def _damage(path: str, filename: str) -> str:
+    with open(path, 'rb') as file:
+        starts_as_zip = file.read(2) == b'PK'
+    if starts_as_zip or osp.getsize(path) == 0:
+        return (f'checkpoint {filename} is truncated or damaged ({osp.getsize(path)} bytes); '
+                'copy it again or take an earlier one')
+    return f'{filename} is not a PyTorch checkpoint'
+
+
+def load_from_local(filename: str, map_location=None) -> dict:
+    """mmengine's local backend, through :func:`load_checkpoint_file`."""
+    return load_checkpoint_file(filename, map_location)
+
+
+def enforce_weights_only() -> None:
+    """Make every checkpoint of this process load with ``weights_only=True``.
+
+    For the command-line tools: files, downloads and model-zoo names are all covered, on every
+    torch from 2.1 on, and a bad file ends in one sentence (:class:`CheckpointError`).
+    """
+    from mmengine.runner import CheckpointLoader
+    register_safe_globals()
+    # torch refuses to have both set; the unsafe one loses.
+    os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+    CheckpointLoader.register_scheme('', loader=load_from_local, force=True)
+
+
+def _recorded_checkpoint(work_dir: str) -> Optional[str]:
+    """What ``work_dir/last_checkpoint`` names, also when the folder was moved since."""
+    record = osp.join(work_dir, 'last_checkpoint')
+    if not osp.isfile(record):
+        return None
+    with open(record) as file:
+        path = file.read().strip()
+    for candidate in (path, osp.join(work_dir, osp.basename(path))):
+        if path and osp.isfile(candidate):
+            return candidate
+    return None
+
+
+def find_resumable_checkpoint(work_dir: str,
+                              logger: Optional[logging.Logger] = None) -> Optional[str]:
+    """The newest checkpoint of a run that loads.
+
+    A run that died while writing can leave a truncated newest file or an empty
+    ``last_checkpoint``; then the newest older checkpoint serves.
+
+    Args:
+        work_dir (str): folder of the run.
+        logger (logging.Logger, optional): told of every file that is passed over.
+
+    Returns:
+        str or None: None where the folder holds no checkpoint at all.
+
+    Raises:
+        CheckpointError: where there are checkpoints and none can be loaded.
+    """
+    recorded = _recorded_checkpoint(work_dir)
+    found: List[str] = [path for path in glob(osp.join(escape(work_dir), '*.pth'))
+                        if re.fullmatch(r'(epoch|iter)_\d+\.pth', osp.basename(path))]
+    candidates = sorted(found, key=osp.getmtime, reverse=True)
+    if recorded is not None:
+        candidates = [recorded] + [path for path in candidates
+                                   if not osp.samefile(path, recorded)]
+    for path in candidates:
+        try:
+            load_checkpoint_file(path, map_location='cpu')
+        except CheckpointError as error:
+            if logger is not None:
+                logger.warning(f'Not resuming from the newest file: {error}')
+            continue
+        return path
+    if candidates:
+        raise CheckpointError(
+            f'none of the {len(candidates)} checkpoints in {work_dir} can be loaded; start anew '
+            'without --resume, in another --work-dir')
+    return None

@@ -1,0 +1,135 @@
+"""What tools/train.py and tools/test.py share."""
+import argparse
+import difflib
+import importlib
+import os
+import os.path as osp
+import sys
+import time
+from glob import glob
+from typing import Callable
+
+from mmengine.config import Config, DictAction
+from mmengine.config.utils import MODULE2PACKAGE
+
+from .checkpoint import enforce_weights_only
+from .dist import die_with_launcher, on_cpu
+from .errors import UserError
+
+# default_scope -> name on PyPI, for the libraries that the configs of this package build on.
+_SCOPE_PACKAGES = {
+    'mmpretrain': 'mmpretrain',
+    'mmdet': 'mmdet',
+    'mmseg': 'mmsegmentation',
+}
+
+# Lets `_base_ = 'mmcontext::...'` find mmcontext/.mim. mmengine would look for the distribution
+# 'mmcontext' in site-packages, where an editable install has none; a module it can find.
+MODULE2PACKAGE.setdefault('mmcontext', 'mmcontext.version')
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that training and testing have in common in all mm libraries."""
+    parser.add_argument(
+        '--work-dir', help='folder for logs and checkpoints (default: ./work_dirs/CONFIG_NAME)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='override settings of the config, e.g. train_dataloader.batch_size=8 '
+        'key="[a,b]"; no white space around =')
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+        help='job launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config named on the command line and merge the common options into it.
+
+    Raises:
+        UserError: where the config is missing or needs a library that is not installed.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if not osp.isfile(args.config):
+        raise UserError(_unknown_config(args.config))
+    try:
+        cfg = Config.fromfile(args.config)
+    except ModuleNotFoundError as error:
+        # mmengine's words for `_base_ = 'mmdet::...'` without mmdet.
+        raise UserError(f'config {args.config} cannot be read: {error}') from error
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    _require_scope(cfg, args.config)
+    if cfg.get('default_scope') == 'mmdet':
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmcontext.ClassCountHook')]
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = osp.join('./work_dirs', osp.splitext(osp.basename(args.config))[0])
+    return cfg
+
+
+def _unknown_config(path: str) -> str:
+    known = glob('configs/*/*.py')
+    by_name = {osp.basename(name): name for name in known}
+    near = difflib.get_close_matches(osp.basename(path), by_name, n=1, cutoff=0.7)
+    hint = f'; did you mean {by_name[near[0]]}?' if near else ''
+    return f'config {path} does not exist{hint}'
+
+
+def _require_scope(cfg: Config, path: str) -> None:
+    scope = cfg.get('default_scope')
+    if scope not in _SCOPE_PACKAGES:
+        return
+    try:
+        importlib.import_module(scope)
+    except (ImportError, AssertionError) as error:
+        # mmdet and mmseg assert on the version of mmcv.
+        raise UserError(
+            f'config {path} needs {scope} (its default_scope), which cannot be imported here '
+            f'({error}); install it with: pip install {_SCOPE_PACKAGES[scope]}') from error
+
+
+def set_dataloader_defaults(cfg: Config, *fields: str) -> None:
+    """Fill in what mmpretrain's own tools fill in for dataloaders of its scope."""
+    if cfg.get('default_scope') != 'mmpretrain':
+        return
+    for field in fields:
+        loader = cfg.get(field)
+        if loader is None:
+            continue
+        loader.setdefault('pin_memory', not on_cpu())
+        loader.setdefault('persistent_workers', loader.get('num_workers', 0) > 0)
+        loader.setdefault('collate_fn', dict(type='default_collate'))
+
+
+def make_runner(cfg: Config):
+    """Build the runner of a config: its own ``runner_type``, else :class:`ContextRunner`."""
+    if 'runner_type' in cfg:
+        from mmengine.registry import RUNNERS
+        return RUNNERS.build(cfg)
+    from mmcontext.engine.runner import ContextRunner
+    return ContextRunner.from_cfg(cfg)
+
+
+def run(main: Callable[[], None]) -> int:
+    """Run a tool; what the user did wrong becomes one sentence.
+
+    Args:
+        main (callable): the tool's work.
+
+    Returns:
+        int: exit status.
+    """
+    die_with_launcher()
+    enforce_weights_only()
+    try:
+        main()
+    except UserError as error:
+        if int(os.environ.get('RANK', 0)) > 0:
+            # The first process to end makes the launcher stop the others: let that be the
+            # one that speaks for all.
+            time.sleep(10)
+        print(f'{osp.basename(sys.argv[0])}: error: {error}', file=sys.stderr, flush=True)
+        return 1
+    return 0

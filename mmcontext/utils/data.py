@@ -1,0 +1,133 @@
+"""Say in one sentence which data folder or file is missing."""
+import json
+import os
+import os.path as osp
+from typing import Any, Iterator, Optional
+
+from .errors import DataError
+
+_HINT = 'write or download the data, or set {} in the config or with --cfg-options'
+
+
+def _local(path: Any) -> bool:
+    return isinstance(path, str) and path != '' and '://' not in path
+
+
+def _join(root: Any, path: str) -> str:
+    return osp.join(root, path) if isinstance(root, str) else path
+
+
+def _dataset_cfgs(cfg: Any) -> Iterator[dict]:
+    """The innermost dataset configs below ``cfg``, out of any wrappers."""
+    if isinstance(cfg, (list, tuple)):
+        for item in cfg:
+            yield from _dataset_cfgs(item)
+    elif isinstance(cfg, dict):
+        inner = [cfg[key] for key in ('dataset', 'datasets') if key in cfg]
+        if inner:
+            yield from _dataset_cfgs(inner)
+        else:
+            yield cfg
+
+
+def _is_empty(path: str) -> bool:
+    if osp.isdir(path):
+        return not any(files for _, _, files in os.walk(path))
+    return osp.getsize(path) == 0
+
+
+def missing_data(dataset_cfg: dict) -> Optional[str]:
+    """What is not there of the data that a dataset config names.
+
+    Meant for explaining why a dataset could not be built: some datasets need less than their
+    config names.
+
+    Args:
+        dataset_cfg (dict): config of a dataset, wrapped or not.
+
+    Returns:
+        str or None: one sentence, or None where every local path exists and no folder is
+        empty.
+    """
+    for cfg in _dataset_cfgs(dataset_cfg):
+        name, root = cfg.get('type', 'dataset'), cfg.get('data_root')
+        prefixes = cfg.get('data_prefix') or {}
+        if not isinstance(prefixes, dict):
+            prefixes = {'': prefixes}
+        named = [('data_root', 'folder', root)]
+        if _local(cfg.get('ann_file')):
+            named.append(('ann_file', 'annotation file', _join(root, cfg['ann_file'])))
+        for key, prefix in prefixes.items():
+            if _local(prefix):
+                named.append((f'data_prefix{key and "." + key}', 'folder', _join(root, prefix)))
+        for key, what, path in named:
+            if not _local(path):
+                continue
+            state = ('does not exist' if not osp.exists(path) else
+                     'is empty' if _is_empty(path) else None)
+            if state is not None:
+                return f'the {what} {path} ({key} of {name}) {state}; {_HINT.format(key)}'
+    return None
+
+
+def explain(dataset_cfg: dict, error: Exception) -> Optional[DataError]:
+    """The mistake in the data that made building a dataset fail.
+
+    Args:
+        dataset_cfg (dict): config of the dataset, wrapped or not.
+        error (Exception): what its constructor raised.
+
+    Returns:
+        DataError or None: None where the data is not to blame.
+    """
+    missing = missing_data(dataset_cfg)
+    if missing is not None:
+        return DataError(missing)
+    # numpy's words when mmengine packs an empty list of samples.
+    if 'need at least one array to concatenate' in str(error):
+        cfg = next(_dataset_cfgs(dataset_cfg))
+        where = cfg.get('ann_file') or cfg.get('data_root')
+        return DataError(f'{cfg.get("type", "dataset")} found no samples in {where}; '
+                         f'{_HINT.format("ann_file and data_root")}')
+    if isinstance(error, json.JSONDecodeError):
+        cfg = next(_dataset_cfgs(dataset_cfg))
+        return DataError(f'the annotation file {_join(cfg.get("data_root"), cfg["ann_file"])} '
+                         f'(ann_file of {cfg.get("type", "dataset")}) is no valid JSON: {error}')
+    if isinstance(error, FileNotFoundError) or 'Found 0 files' in str(error):
+        return DataError(str(error))
+    return None
+
+
+def _reads_elsewhere(dataset: Any) -> bool:
+    """Whether images come from another storage than the local disk."""
+    for step in getattr(getattr(dataset, 'pipeline', None), 'transforms', []):
+        for key in ('backend_args', 'file_client_args'):
+            args = getattr(step, key, None) or {}
+            if args.get('backend', 'local') not in ('local', 'disk'):
+                return True
+    return False
+
+
+def check_dataset(dataset: Any) -> None:
+    """Check that a built dataset holds samples and that its first image is there.
+
+    Raises:
+        DataError: where it does not.
+    """
+    inner = getattr(dataset, 'datasets', None) or \
+        ([dataset.dataset] if hasattr(dataset, 'dataset') else [])
+    for item in inner:
+        check_dataset(item)
+    name = type(dataset).__name__
+    if not hasattr(dataset, '__len__'):
+        return
+    root = getattr(dataset, 'data_root', None)
+    where = f' in {root}' if _local(root) else ''
+    if len(dataset) == 0:
+        raise DataError(f'{name} found no samples{where}; {_HINT.format("data_root")}')
+    if inner or not hasattr(dataset, 'get_data_info') or _reads_elsewhere(dataset):
+        return
+    path = dataset.get_data_info(0).get('img_path')
+    if _local(path) and not osp.exists(path):
+        raise DataError(f'the first image of {name}, {path}, does not exist; '
+                        f'{_HINT.format("data_root and data_prefix")}')

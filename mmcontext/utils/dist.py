@@ -1,0 +1,53 @@
+"""Several processes on a machine without an accelerator."""
+import ctypes
+import datetime
+import os
+import signal
+import subprocess
+import sys
+
+import torch.distributed as dist
+
+
+def on_cpu() -> bool:
+    """Whether mmengine finds no accelerator (CUDA, NPU, MLU, MPS, MUSA) here."""
+    from mmengine.device import get_device
+    return get_device() == 'cpu'
+
+
+def init_cpu_process_group(launcher: str, timeout: float = 1800) -> None:
+    """Start the gloo process group that mmengine would refuse to start without a GPU.
+
+    Args:
+        launcher (str): 'pytorch', 'slurm' or 'mpi', as in mmengine.
+        timeout (float): seconds a process waits for the others. Defaults to 1800.
+    """
+    env = os.environ
+    if launcher == 'slurm':
+        env['RANK'] = env['SLURM_PROCID']
+        env['WORLD_SIZE'] = env['SLURM_NTASKS']
+        env['LOCAL_RANK'] = env.get('SLURM_LOCALID', '0')
+        if 'MASTER_ADDR' not in env:
+            hosts = subprocess.run(['scontrol', 'show', 'hostnames', env['SLURM_NODELIST']],
+                                   capture_output=True, text=True, check=True).stdout
+            env['MASTER_ADDR'] = hosts.split()[0]
+    elif launcher == 'mpi':
+        env['RANK'] = env['OMPI_COMM_WORLD_RANK']
+        env['WORLD_SIZE'] = env['OMPI_COMM_WORLD_SIZE']
+        env['LOCAL_RANK'] = env['OMPI_COMM_WORLD_LOCAL_RANK']
+    elif launcher != 'pytorch':
+        raise ValueError(f"launcher must be 'pytorch', 'slurm' or 'mpi', got {launcher!r}")
+    env.setdefault('MASTER_PORT', '29500')
+    dist.init_process_group('gloo', timeout=datetime.timedelta(seconds=timeout))
+
+
+def die_with_launcher() -> None:
+    """End this process when the launcher that started it is gone (Linux).
+
+    The processes of a launcher that was killed with -9 would go on training, and write into the
+    folder of the run that is resumed in their place.
+    """
+    if 'TORCHELASTIC_RUN_ID' not in os.environ or not sys.platform.startswith('linux'):
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

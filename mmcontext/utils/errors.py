@@ -1,0 +1,16 @@
+"""Errors whose message is meant for the person at the command line."""
+
+
+class UserError(RuntimeError):
+    """A mistake in what the user gave, told in one sentence.
+
+    The tools print the message without a traceback and exit with status 1.
+    """
+
+
+class CheckpointError(UserError):
+    """A checkpoint file that is missing, damaged, or refused because it would run code."""
+
+
+class DataError(UserError):
+    """A data folder or annotation file that is missing or empty."""
