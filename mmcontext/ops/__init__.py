@@ -1,0 +1,18 @@
+"""Pure functions on tensors; nothing here imports more than torch (and triton, lazily)."""
+from mmcontext.ops.fft_conv import (
+    convolve,
+    direct_conv,
+    explain_method,
+    fft_conv,
+)
+from mmcontext.ops.local_aggregation import (
+    explain,
+    fused_involution,
+    local_aggregation,
+    standard_operators,
+)
+
+__all__ = [
+    'convolve', 'direct_conv', 'explain', 'explain_method', 'fft_conv', 'fused_involution',
+    'local_aggregation', 'standard_operators'
+]

@@ -1,0 +1,227 @@
+"""Which of the two ways to compute a convolution is cheaper here, found out by trying.
+
+A fixed limit on the kernel's size is wrong on most machines: the crossing moves by an order of
+magnitude with the number of axes, depth-wise or full, the dtype, the device and whether
+gradients are wanted. So both ways are timed once per bucket of shapes, on the tensors at hand,
+and the result is remembered for the life of the process.
+"""
+import math
+import os
+import time
+from typing import Callable, Dict, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from mmcontext.ops.fft_conv.functional import direct_conv_impl, fft_conv_impl
+from mmcontext.ops.fft_conv.geometry import ConvGeometry, IntOrTuple, Padding, conv_geometry
+from mmcontext.ops.tracing import is_compiling, is_recording
+
+METHOD_VARIABLE = 'MMCONTEXT_CONV_METHOD'
+_METHODS = ('auto', 'model', 'fft', 'direct')
+_IMPLEMENTATIONS = {'fft': fft_conv_impl, 'direct': direct_conv_impl}
+
+# Nanoseconds per multiply-add of the direct way, depth-wise and full, in inference and with the
+# gradients (torch's depth-wise gradients are an order of magnitude slower than its forward on
+# CPU); per element and doubling of a transform; per product of spectra, depth-wise and full.
+# They only have to be right relative to each other. Those of the CPU are from
+# tools/benchmarks/bench_fft_conv.py, those of CUDA are estimates.
+_COSTS = {
+    'cpu': dict(direct=(0.06, 0.2), direct_grad=(1.5, 0.6), transform=0.8, product=(1., 10.)),
+    'cuda': dict(direct=(4e-4, 4e-5), direct_grad=(1.2e-3, 1.2e-4), transform=2e-4,
+                 product=(1e-3, 1e-3)),
+}
+# The backward of a product is two products.
+_FFT_GRAD = 3
+# A method predicted to need this long and many times the other is not even tried.
+_TRIAL_LIMIT_SECONDS = 0.05
+_TRIAL_LIMIT_RATIO = 6.0
+_TRIAL_BUDGET_SECONDS = 0.2
+_TRIALS = 10
+
+_measured: Dict[tuple, 'MethodChoice'] = {}
+
+
+class MethodChoice(NamedTuple):
+    """The way chosen and why; the times (seconds) are measured or predicted, see ``reason``."""
+    method: str
+    reason: str
+    fft_seconds: Optional[float] = None
+    direct_seconds: Optional[float] = None
+
+
+def clear_measurements() -> None:
+    """Forget the timings, e.g. after ``torch.set_num_threads``."""
+    _measured.clear()
+
+
+def _requested_method(method: Optional[str]) -> Tuple[str, str]:
+    """The policy asked for and who asked."""
+    source = 'argument method'
+    if method is None:
+        method = os.environ.get(METHOD_VARIABLE) or 'auto'
+        source = f'environment variable {METHOD_VARIABLE}'
+    if method not in _METHODS:
+        raise ValueError(f'{source} must be one of {", ".join(_METHODS)}, got {method!r}')
+    return method, source
+
+
+def _no_trial_reason(x: Tensor) -> Optional[str]:
+    """Why the two ways cannot be timed now, or None."""
+    if is_compiling():
+        return 'torch.compile is tracing'
+    if type(x) not in (Tensor, torch.nn.Parameter) or x.device.type == 'meta':
+        return 'x holds no data'
+    if torch.are_deterministic_algorithms_enabled():
+        return 'deterministic algorithms are enabled'
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return 'a CUDA graph is being captured'
+    return None
+
+
+def _wants_grad(x: Tensor, weight: Tensor) -> bool:
+    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+
+
+def predict_seconds(batch: int, channels: int, out_channels: int, geometry: ConvGeometry,
+                    device: str = 'cpu', grad: bool = False) -> Dict[str, float]:
+    """Cost model: rough time of both ways, with the gradients if wanted, for their ratio."""
+    cost = _COSTS.get(device, _COSTS['cuda'])
+    fan_in = channels // geometry.groups
+    full = int(fan_in > 1)
+    planes = batch * out_channels * fan_in
+    taps = math.prod(geometry.kernel)
+    direct = planes * taps * math.prod(geometry.out_size)
+    direct *= cost['direct_grad' if grad else 'direct'][full]
+    points = math.prod(geometry.fft_size)
+    transforms = batch * channels + batch * out_channels + out_channels * fan_in
+    fft = (transforms * points * math.log2(max(points, 2)) * cost['transform']
+           + planes * points / 2 * cost['product'][full])
+    return {'fft': fft * (_FFT_GRAD if grad else 1) * 1e-9, 'direct': direct * 1e-9}
+
+
+def _side_bucket(n: int) -> int:
+    """Exact when small; 16 steps per doubling from 16 on, as cropped kernels drift."""
+    return n if n <= 16 else round(16 * math.log2(n))
+
+
+def _bucket(x: Tensor, weight: Tensor, geometry: ConvGeometry) -> tuple:
+    grad = torch.is_grad_enabled()
+    return (str(x.device), x.dtype, weight.dtype, torch.get_num_threads(),
+            grad and x.requires_grad, grad and weight.requires_grad,
+            x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last),
+            round(4 * math.log2(max(x.shape[0], 1))), x.shape[1], weight.shape[0],
+            geometry.groups, tuple(round(4 * math.log2(n)) for n in geometry.size),
+            tuple(_side_bucket(k) for k in geometry.kernel), geometry.stride, geometry.dilation,
+            tuple(round(4 * math.log2(1 + max(pad))) for pad in geometry.padding))
+
+
+def _as_it_is(saved: Tensor) -> Tensor:
+    return saved
+
+
+def _measure(x: Tensor, weight: Tensor, geometry: ConvGeometry) -> Dict[str, float]:
+    """Shortest of a few runs of each way, in seconds.
+
+    The ways take turns, so that a disturbance of the machine falls on both, and the first turn,
+    in which libraries make their plans, does not count.
+    """
+    grad = _wants_grad(x, weight)
+    x = x.detach().requires_grad_(grad and x.requires_grad)
+    weight = weight.detach().requires_grad_(grad and weight.requires_grad)
+    inputs = [t for t in (x, weight) if t.requires_grad]
+
+    def timed(implementation: Callable) -> float:
+        start = time.perf_counter()
+        out = implementation(x, weight, None, geometry)
+        if grad:
+            torch.autograd.grad(out, inputs, torch.ones_like(out))
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        return time.perf_counter() - start
+
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    best = dict.fromkeys(_IMPLEMENTATIONS, math.inf)
+    spent, turns = 0., 0
+    # Hooks of the caller, as those of gradient checkpointing, must not see the trial's tensors.
+    with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+        while turns < 2 or (turns <= _TRIALS and spent < _TRIAL_BUDGET_SECONDS):
+            for name, implementation in _IMPLEMENTATIONS.items():
+                seconds = timed(implementation)
+                spent += seconds
+                if turns:
+                    best[name] = min(best[name], seconds)
+            turns += 1
+    return best
+
+
+def _cheaper(seconds: Dict[str, float], reason: str) -> MethodChoice:
+    method = min(seconds, key=seconds.get)
+    return MethodChoice(method, reason, seconds['fft'], seconds['direct'])
+
+
+def choose_method(x: Tensor, weight: Tensor, geometry: ConvGeometry,
+                  method: Optional[str] = None) -> MethodChoice:
+    """Pick 'fft' or 'direct' for checked arguments; see :func:`convolve`."""
+    policy, source = _requested_method(method)
+    if policy in _IMPLEMENTATIONS:
+        return MethodChoice(policy, f'forced by {source}')
+    if is_recording():
+        return MethodChoice('direct', 'a graph is being exported, and other runtimes have no FFT')
+    predicted = predict_seconds(x.shape[0], x.shape[1], weight.shape[0], geometry, x.device.type,
+                                _wants_grad(x, weight))
+    obstacle = _no_trial_reason(x)
+    if policy == 'model' or obstacle or x.numel() == 0:
+        why = f'asked for by {source}' if policy == 'model' else obstacle or 'x is empty'
+        return _cheaper(predicted, f'predicted by the cost model ({why})')
+    key = _bucket(x, weight, geometry)
+    if key not in _measured:
+        slower = max(predicted, key=predicted.get)
+        ratio = predicted[slower] / max(min(predicted.values()), 1e-12)
+        if predicted[slower] > _TRIAL_LIMIT_SECONDS and ratio > _TRIAL_LIMIT_RATIO:
+            why = f'{slower} is {ratio:.0f}x too slow to try'
+            _measured[key] = _cheaper(predicted, f'predicted by the cost model ({why})')
+        else:
+            _measured[key] = _cheaper(_measure(x, weight, geometry), 'measured on these shapes')
+    return _measured[key]
+
+
+def convolve(x: Tensor,
+             weight: Tensor,
+             bias: Optional[Tensor] = None,
+             stride: IntOrTuple = 1,
+             padding: Padding = 0,
+             dilation: IntOrTuple = 1,
+             groups: int = 1,
+             method: Optional[str] = None) -> Tensor:
+    """Convolve directly or by FFT, whichever is cheaper for these tensors.
+
+    Args:
+        x, weight, bias, stride, padding, dilation, groups: See
+            :func:`mmcontext.ops.fft_conv.fft_conv`.
+        method (str, optional): 'auto' times both ways the first time it meets a bucket of shapes
+            (forward, and backward where gradients are wanted) and remembers the winner.
+            'model' predicts instead of timing, so that runs choose alike. 'fft' and 'direct'
+            force a way. None takes the environment variable ``MMCONTEXT_CONV_METHOD``, or else
+            'auto'. 'auto' becomes 'model' under ``torch.compile``, in a CUDA graph and with
+            ``torch.use_deterministic_algorithms``, and 'direct' in an export. Defaults to None.
+
+    Returns:
+        Tensor: [B, O, *out] with the dtype of ``x``.
+    """
+    geometry = conv_geometry(x, weight, bias, stride, padding, dilation, groups)
+    implementation = _IMPLEMENTATIONS[choose_method(x, weight, geometry, method).method]
+    return implementation(x, weight, bias, geometry)
+
+
+def explain_method(x: Tensor,
+                   weight: Tensor,
+                   stride: IntOrTuple = 1,
+                   padding: Padding = 0,
+                   dilation: IntOrTuple = 1,
+                   groups: int = 1,
+                   method: Optional[str] = None) -> MethodChoice:
+    """What :func:`convolve` would do with these arguments, why, and the times it compared."""
+    geometry = conv_geometry(x, weight, None, stride, padding, dilation, groups)
+    return choose_method(x, weight, geometry, method)

@@ -1,0 +1,133 @@
+"""The two ways to compute a convolution (cross-correlation), in plain torch."""
+from contextlib import nullcontext
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmcontext.ops.fft_conv.geometry import ConvGeometry, IntOrTuple, Padding, conv_geometry
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def fft_conv(x: Tensor,
+             weight: Tensor,
+             bias: Optional[Tensor] = None,
+             stride: IntOrTuple = 1,
+             padding: Padding = 0,
+             dilation: IntOrTuple = 1,
+             groups: int = 1) -> Tensor:
+    """Convolution through the Fourier domain, for 1, 2 and 3 spatial axes.
+
+    Same result as ``torch.nn.functional.conv{1,2,3}d`` (a cross-correlation). The cost hardly
+    depends on the kernel's size. Stride is taken by dropping outputs, so it saves nothing.
+
+    Args:
+        x (Tensor): [B, C, *size].
+        weight (Tensor): [O, C / groups, *kernel]; ``groups == C`` is the depth-wise case. Any
+            kernel: rectangular, even, larger than ``x``.
+        bias (Tensor, optional): [O].
+        stride (int | Sequence[int]): Defaults to 1.
+        padding (str | int | Sequence): Zeros around ``x``: an int, an int per axis, a
+            (left, right) pair per axis, 'same', or 'causal' (all in front, on every axis).
+            Defaults to 0.
+        dilation (int | Sequence[int]): Defaults to 1.
+        groups (int): Defaults to 1.
+
+    Returns:
+        Tensor: [B, O, *out] with the dtype of ``x``. float16 and bfloat16 are computed in
+        float32, and float64 stays float64. Differentiable any number of times.
+
+    Raises:
+        ValueError: On shapes or numbers that do not fit together.
+        TypeError: On complex or integer tensors.
+    """
+    geometry = conv_geometry(x, weight, bias, stride, padding, dilation, groups)
+    return fft_conv_impl(x, weight, bias, geometry)
+
+
+def direct_conv(x: Tensor,
+                weight: Tensor,
+                bias: Optional[Tensor] = None,
+                stride: IntOrTuple = 1,
+                padding: Padding = 0,
+                dilation: IntOrTuple = 1,
+                groups: int = 1) -> Tensor:
+    """:func:`fft_conv` with torch's own convolution; see there for the arguments."""
+    geometry = conv_geometry(x, weight, bias, stride, padding, dilation, groups)
+    return direct_conv_impl(x, weight, bias, geometry)
+
+
+def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def _no_autocast(device_type: str):
+    """The Fourier domain keeps float32: half precision has neither range nor kernels for it."""
+    if device_type == 'meta':
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
+
+
+def _dilate(weight: Tensor, geometry: ConvGeometry) -> Tensor:
+    """Put the zeros of a dilated kernel in place."""
+    if max(geometry.dilation) == 1:
+        return weight
+    dilated = weight.new_zeros(weight.shape[:2] + geometry.extent)
+    taps = tuple(slice(None, None, d) for d in geometry.dilation)
+    dilated[(slice(None), slice(None)) + taps] = weight
+    return dilated
+
+
+def _multiply_spectra(x: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """[B, C, *f] by [O, C / groups, *f], summed over the channels of a group."""
+    if weight.shape[1] == 1:
+        # One input channel per output: no sum, hence no matrix product.
+        if weight.shape[0] != x.shape[1]:
+            x = x.repeat_interleave(weight.shape[0] // groups, dim=1)
+        return x * weight[:, 0]
+    frequencies = x.shape[2:]
+    x = x.unflatten(1, (groups, -1)).flatten(3)
+    weight = weight.unflatten(0, (groups, -1)).flatten(3)
+    return torch.einsum('bgif,goif->bgof', x, weight).flatten(1, 2).unflatten(2, frequencies)
+
+
+def fft_conv_impl(x: Tensor, weight: Tensor, bias: Optional[Tensor],
+                  geometry: ConvGeometry) -> Tensor:
+    """:func:`fft_conv` on checked arguments."""
+    dtype = _compute_dtype(x, weight)
+    axes = tuple(range(2, 2 + geometry.dim))
+    size = geometry.fft_size
+    with _no_autocast(x.device.type):
+        kernel = _dilate(weight.to(dtype), geometry)
+        pad = []
+        for length, extent in zip(reversed(size), reversed(geometry.extent)):
+            pad += [0, length - extent]
+        # Rolling the kernel by the left padding makes the first output land on index zero.
+        kernel = torch.roll(F.pad(kernel, pad), [-left for left, _ in geometry.padding], axes)
+        spectrum = _multiply_spectra(
+            torch.fft.rfftn(x.to(dtype), s=size, dim=axes),
+            torch.fft.rfftn(kernel, dim=axes).conj(), geometry.groups)
+        out = torch.fft.irfftn(spectrum, s=size, dim=axes)
+        keep = tuple(slice(0, n, s) for n, s in zip(geometry.full_out_size, geometry.stride))
+        out = out[(slice(None), slice(None)) + keep]
+        if bias is not None:
+            out = out + bias.to(dtype).view(-1, *(1, ) * geometry.dim)
+        # The slice is a view of the longer transform, which would otherwise stay alive.
+        return out.to(x.dtype).contiguous()
+
+
+def direct_conv_impl(x: Tensor, weight: Tensor, bias: Optional[Tensor],
+                     geometry: ConvGeometry) -> Tensor:
+    """:func:`direct_conv` on checked arguments."""
+    if all(left == right for left, right in geometry.padding):
+        padding = tuple(left for left, _ in geometry.padding)
+    else:
+        padding = 0
+        x = F.pad(x, [n for pair in reversed(geometry.padding) for n in pair])
+    weight = weight.to(x.dtype)
+    bias = None if bias is None else bias.to(x.dtype)
+    return _CONV[geometry.dim](x, weight, bias, geometry.stride, padding, geometry.dilation,
+                               geometry.groups)

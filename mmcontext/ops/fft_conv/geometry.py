@@ -1,0 +1,165 @@
+"""Arguments of an N-dimensional convolution, checked and brought to one form."""
+import bisect
+from functools import lru_cache
+from typing import NamedTuple, Optional, Sequence, Tuple, Union
+
+from torch import Tensor
+
+IntOrTuple = Union[int, Sequence[int]]
+Padding = Union[str, int, Sequence[int], Sequence[Sequence[int]]]
+
+_LARGEST_FFT = 1 << 24
+
+
+class ConvGeometry(NamedTuple):
+    """One convolution; every tuple has an entry per spatial axis.
+
+    ``padding`` holds (left, right) pairs, ``extent`` is the side of the dilated kernel and
+    ``out_size`` the side of the output.
+    """
+    size: Tuple[int, ...]
+    kernel: Tuple[int, ...]
+    extent: Tuple[int, ...]
+    stride: Tuple[int, ...]
+    padding: Tuple[Tuple[int, int], ...]
+    dilation: Tuple[int, ...]
+    groups: int
+    out_size: Tuple[int, ...]
+
+    @property
+    def dim(self) -> int:
+        return len(self.size)
+
+    @property
+    def fft_size(self) -> Tuple[int, ...]:
+        """Transform length per axis.
+
+        A circular correlation is right as soon as what overhangs on either side wraps into
+        zeros, and both sides may wrap into the same zeros; so the larger padding is enough.
+        """
+        return tuple(
+            fast_fft_size(max(n + max(pad), k, m))
+            for n, pad, k, m in zip(self.size, self.padding, self.extent, self.full_out_size))
+
+    @property
+    def full_out_size(self) -> Tuple[int, ...]:
+        """Output side at stride one."""
+        return tuple(n + pad[0] + pad[1] - k + 1
+                     for n, pad, k in zip(self.size, self.padding, self.extent))
+
+
+@lru_cache(maxsize=None)
+def _fast_sizes() -> Tuple[int, ...]:
+    """All 2^a 3^b 5^c up to the largest transform, in order."""
+    sizes = []
+    two = 1
+    while two <= _LARGEST_FFT:
+        three = two
+        while three <= _LARGEST_FFT:
+            five = three
+            while five <= _LARGEST_FFT:
+                sizes.append(five)
+                five *= 5
+            three *= 3
+        two *= 2
+    return tuple(sorted(sizes))
+
+
+def fast_fft_size(n: int) -> int:
+    """Smallest length ``>= n`` whose only prime factors are 2, 3 and 5.
+
+    Args:
+        n (int): Wanted length, at least 1.
+
+    Returns:
+        int: The length; ``n`` itself beyond ``2 ** 24``.
+    """
+    if n < 1:
+        raise ValueError(f'n must be at least 1, got {n}')
+    if n > _LARGEST_FFT:
+        return n
+    sizes = _fast_sizes()
+    return sizes[bisect.bisect_left(sizes, n)]
+
+
+def _per_axis(name: str, value: IntOrTuple, dim: int, least: int) -> Tuple[int, ...]:
+    values = (value, ) * dim if isinstance(value, int) else tuple(value)
+    if len(values) != dim:
+        raise ValueError(f'{name} must be an int or {dim} ints, one a spatial axis, got {value!r}')
+    if any(v < least for v in values):
+        raise ValueError(f'{name} must be at least {least}, got {value!r}')
+    return values
+
+
+def resolve_padding(padding: Padding, extent: Sequence[int]) -> Tuple[Tuple[int, int], ...]:
+    """(left, right) zeros per axis for a dilated kernel of side ``extent``.
+
+    Args:
+        padding: 'same' (centred, the odd zero on the right), 'causal' (all zeros in front), an
+            int, an int per axis, or a (left, right) pair per axis.
+        extent (Sequence[int]): Side of the dilated kernel per axis.
+    """
+    dim = len(extent)
+    if isinstance(padding, str):
+        if padding == 'same':
+            return tuple(((k - 1) // 2, k - 1 - (k - 1) // 2) for k in extent)
+        if padding == 'causal':
+            return tuple((k - 1, 0) for k in extent)
+        raise ValueError(f"padding must be 'same', 'causal' or numbers, got {padding!r}")
+    if isinstance(padding, int):
+        padding = (padding, ) * dim
+    if len(padding) != dim:
+        raise ValueError(f'padding must have an entry for each of the {dim} spatial axes, '
+                         f'got {padding!r}')
+    pairs = tuple((p, p) if isinstance(p, int) else tuple(p) for p in padding)
+    if any(len(pair) != 2 or min(pair) < 0 for pair in pairs):
+        raise ValueError(f'padding must be non-negative ints or (left, right) pairs, '
+                         f'got {padding!r}')
+    return pairs
+
+
+def conv_geometry(x: Tensor,
+                  weight: Tensor,
+                  bias: Optional[Tensor] = None,
+                  stride: IntOrTuple = 1,
+                  padding: Padding = 0,
+                  dilation: IntOrTuple = 1,
+                  groups: int = 1) -> ConvGeometry:
+    """Check the arguments of a convolution and spell its geometry out.
+
+    Raises:
+        ValueError: On shapes that do not fit together.
+        TypeError: On tensors that are not real floating point.
+    """
+    dim = x.dim() - 2
+    if dim not in (1, 2, 3):
+        raise ValueError(f'x must be [B, C, *size] with 1, 2 or 3 spatial axes, got shape '
+                         f'{tuple(x.shape)}')
+    if weight.dim() != x.dim():
+        raise ValueError(f'weight must have {x.dim()} axes like x, got shape '
+                         f'{tuple(weight.shape)}')
+    for name, tensor in (('x', x), ('weight', weight)):
+        if not tensor.is_floating_point():
+            raise TypeError(f'{name} must be real floating point, got {tensor.dtype}')
+    if x.device != weight.device:
+        raise ValueError(f'weight must be on the device of x, {x.device}, got {weight.device}')
+    channels, out_channels = x.shape[1], weight.shape[0]
+    if groups < 1 or channels % groups or out_channels % groups:
+        raise ValueError(f'groups must divide the {channels} channels of x and the '
+                         f'{out_channels} of the output, got {groups}')
+    if weight.shape[1] != channels // groups:
+        raise ValueError(f'weight must be [O, {channels // groups}, *kernel] for {channels} '
+                         f'channels in {groups} groups, got shape {tuple(weight.shape)}')
+    if bias is not None and tuple(bias.shape) != (out_channels, ):
+        raise ValueError(f'bias must have shape ({out_channels},), got {tuple(bias.shape)}')
+    size, kernel = tuple(x.shape[2:]), tuple(weight.shape[2:])
+    stride = _per_axis('stride', stride, dim, 1)
+    dilation = _per_axis('dilation', dilation, dim, 1)
+    extent = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel))
+    pairs = resolve_padding(padding, extent)
+    out_size = tuple((n + left + right - k) // s + 1
+                     for n, (left, right), k, s in zip(size, pairs, extent, stride))
+    if any(n < 1 for n in out_size):
+        raise ValueError(f'the kernel, of extent {extent}, must fit into the padded input; x has '
+                         f'size {size} and padding {pairs}')
+    return ConvGeometry(size, kernel, extent, stride, pairs, dilation, groups, out_size)

@@ -1,0 +1,123 @@
+"""The table of implementations and the choice among them."""
+import os
+from typing import Dict, NamedTuple, Optional, Protocol, Tuple
+
+import torch
+from torch import Tensor
+
+BACKEND_VARIABLE = 'MMCONTEXT_BACKEND'
+
+
+class Geometry(NamedTuple):
+    """Geometry of one aggregation; every pair is (vertical, horizontal)."""
+    kernel_size: Tuple[int, int]
+    stride: Tuple[int, int]
+    padding: Tuple[int, int]
+    dilation: Tuple[int, int]
+    interleaved: bool
+
+    def output_size(self, height: int, width: int) -> Tuple[int, int]:
+        """Height and width of the output for an input of ``height`` x ``width``."""
+        return tuple(
+            (size + 2 * pad - dil * (kernel - 1) - 1) // step + 1
+            for size, pad, dil, kernel, step in zip(
+                (height, width), self.padding, self.dilation, self.kernel_size, self.stride))
+
+
+class Backend(Protocol):
+    """One implementation of the aggregation and of its two gradients.
+
+    All tensors of a call share device and dtype. Outputs have the dtype of the inputs;
+    sums are taken in float32 at least.
+    """
+
+    def refuse(self, x: Tensor, w: Tensor, geometry: Geometry) -> Optional[str]:
+        """The reason why these tensors cannot be served, or None."""
+
+    def forward(self, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
+        """x [B, C, H, W], w [B, G, K*K, Ho, Wo] -> [B, C, Ho, Wo]."""
+
+    def grad_input(self, grad: Tensor, w: Tensor, input_size: Tuple[int, int],
+                   geometry: Geometry) -> Tensor:
+        """grad [B, C, Ho, Wo], w -> gradient of x [B, C, H, W]."""
+
+    def grad_weight(self, grad: Tensor, x: Tensor, groups: int, geometry: Geometry) -> Tensor:
+        """grad, x -> gradient of w [B, groups, K*K, Ho, Wo]."""
+
+
+# The oracle, differentiable torch: run by the frontend itself when it is asked for by name
+# or traced for export, never chosen otherwise, and no entry of the table.
+REFERENCE = 'reference'
+
+_BACKENDS: Dict[str, Backend] = {}
+_PREFERENCE = {'cuda': ('triton', 'torch'), 'cpu': ('native', 'torch')}
+
+
+def register_backend(name: str, backend: Backend) -> None:
+    """Add an implementation under ``name``."""
+    _BACKENDS[name] = backend
+
+
+def forced_backend() -> str:
+    """The backend that the environment asks for, or ''."""
+    return os.environ.get(BACKEND_VARIABLE, '')
+
+
+def refusals(x: Tensor, w: Tensor, geometry: Geometry) -> Dict[str, Optional[str]]:
+    """For every backend, why it refuses these tensors, or None where it would serve them."""
+    return {name: backend.refuse(x, w, geometry) for name, backend in _BACKENDS.items()}
+
+
+def choose(x: Tensor, w: Tensor, geometry: Geometry, forced: str = '') -> Tuple[str, Backend]:
+    """Name and implementation that serve these tensors.
+
+    Args:
+        x: Feature map, or the gradient of the output.
+        w: Kernels, or (for their gradient) the feature map.
+        geometry: Geometry of the aggregation.
+        forced: Backend asked for, or '' for the first in the order of preference that can
+            serve the tensors.
+
+    Raises:
+        ValueError: The forced backend is unknown.
+        RuntimeError: The forced backend refuses these tensors.
+    """
+    if forced:
+        if forced not in _BACKENDS:
+            raise ValueError(
+                f'{forced!r} is not a backend of local_aggregation here; expected one of '
+                f'{", ".join(map(repr, sorted([REFERENCE, *_BACKENDS])))}')
+        reason = _BACKENDS[forced].refuse(x, w, geometry)
+        if reason is not None:
+            raise RuntimeError(f'backend {forced!r} cannot serve this aggregation: {reason}')
+        return forced, _BACKENDS[forced]
+    for name in _PREFERENCE.get(x.device.type, ('torch', )):
+        backend = _BACKENDS.get(name)
+        if backend is not None and backend.refuse(x, w, geometry) is None:
+            return name, backend
+    raise RuntimeError(f'no backend of local_aggregation serves {x.dtype} on {x.device}')
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sums over a neighbourhood are taken."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether a 4-D tensor lies pixel by pixel (and not plane by plane) in memory."""
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def empty_feature(like: Tensor, channels: int, height: int, width: int,
+                  dtype: Optional[torch.dtype] = None) -> Tensor:
+    """Uninitialised [B, channels, height, width] in the memory format of ``like`` [B, ., ., .]."""
+    layout = torch.channels_last if is_channels_last(like) else torch.contiguous_format
+    return torch.empty((like.shape[0], channels, height, width), dtype=dtype or like.dtype,
+                       device=like.device, memory_format=layout)
+
+
+def empty_kernels(like: Tensor, groups: int, taps: int, height: int, width: int,
+                  dtype: Optional[torch.dtype] = None) -> Tensor:
+    """Uninitialised [B, groups, taps, height, width], pixel-major where ``like`` is."""
+    kernels = empty_feature(like, groups * taps, height, width, dtype)
+    return kernels.unflatten(1, (groups, taps))

@@ -1,0 +1,79 @@
+// Interface between the torch-facing code and the kernels, one set of which is compiled per
+// instruction set. Plain data only: nothing here may be instantiated with wider instructions
+// than the machine has.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mmcontext {
+
+enum class Storage { kFloat, kDouble, kBFloat16, kHalf };
+
+// A tensor seen as [batch, channel or group, tap, row, column], strides in elements.
+struct Operand {
+  char* data;
+  const char* begin;  // the memory that may be read: [begin, end)
+  const char* end;
+  int64_t batch, channel, tap, row, col;
+};
+
+// One term of the sum: kernel plane `tap` read at (row + ker_y, col + ker_x) times the source
+// read `offset` elements after the output pixel's place in the packed source.
+struct Tap {
+  int64_t tap, ker_y, ker_x, offset;
+  int64_t mask;  // index of the validity mask for this ker_x
+};
+
+// A regular sub-grid of the output whose pixels all have the same taps. The forward pass has
+// one; the gradient of the input has stride_y * stride_x of them.
+struct Phase {
+  int64_t rows, cols;                  // of the sub-grid
+  int64_t out_y, out_x;                // its first pixel; steps are Plan::out_step_*
+  int64_t src_y, src_x;                // source position of the first tap of pixel (0, 0)
+  int64_t span_y, span_x;              // distance between the first and the last tap
+  int64_t taps, masks;                 // numbers of taps and of distinct ker_x
+  const Tap* tap;
+  const int64_t* mask_shift;           // ker_x of each mask
+};
+
+enum class Task { kForward, kGradInput, kGradWeight };
+
+struct Plan {
+  Task task;
+  Storage storage;
+  int64_t element_bytes;
+  bool pixel_major;                    // the channels-last kernels serve it
+  bool lattice;                        // taps are a dense kernel_w x kernel_w square
+  bool interleaved;
+  Operand source, kernel, target;      // grad_weight: x, grad, gradient of the kernels
+  int64_t batch, groups, shared;       // shared: channels per group
+  int64_t group_step, channel_step;    // channel = group * group_step + i * channel_step
+  int64_t src_rows, src_cols, ker_rows, ker_cols;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int64_t src_step_y, src_step_x, out_step_y, out_step_x;
+  int64_t phases;
+  const Phase* phase;
+  // Tiling of the packed kernels.
+  int64_t strip, strips, tile, tiles, chunk;
+  int64_t phase_pitch, row_pitch, channel_pitch;   // packed source, in elements
+  int64_t pack_rows;                               // output rows packed together
+  int64_t units;                                   // independent pieces of work
+  size_t scratch_bytes;                            // per thread
+};
+
+struct Kernels {
+  const char* name;
+  int64_t vector_bytes;
+  int64_t wide_channels;               // pixel-major block kernels: channels per step
+  void (*run)(const Plan& plan, int64_t begin, int64_t end, char* scratch);
+};
+
+extern const Kernels kBaseline;
+#if defined(__x86_64__) && defined(__GNUC__)
+#define MMCONTEXT_X86 1
+extern const Kernels kAvx2;
+extern const Kernels kAvx512;
+#endif
+
+}  // namespace mmcontext

@@ -1,0 +1,639 @@
+// Torch side of the CPU kernels: planning, threads, choice of the instruction set, operators.
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+#include <torch/torch.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace mmcontext {
+namespace {
+
+using at::IntArrayRef;
+using at::Tensor;
+
+constexpr char kIsaVariable[] = "MMCONTEXT_CPU_ISA";
+
+std::vector<const Kernels*> available_kernels() {
+  std::vector<const Kernels*> available;
+#ifdef MMCONTEXT_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    available.push_back(&kAvx512);
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    available.push_back(&kAvx2);
+  }
+#endif
+  available.push_back(&kBaseline);
+  return available;
+}
+
+const Kernels& kernels() {
+  static const std::vector<const Kernels*> available = available_kernels();
+  const char* wanted = std::getenv(kIsaVariable);
+  if (wanted == nullptr || *wanted == '\0') return *available.front();
+  std::string names;
+  for (const Kernels* set : available) {
+    if (std::strcmp(set->name, wanted) == 0) return *set;
+    names += std::string(names.empty() ? "" : ", ") + set->name;
+  }
+  TORCH_CHECK(false, kIsaVariable, " is '", wanted, "', expected one of those that this machine ",
+              "has: ", names);
+}
+
+struct Scratch {
+  std::unique_ptr<char[]> data;
+  size_t bytes = 0;
+  char* at_least(size_t wanted) {
+    if (wanted > bytes) {
+      data.reset(new char[wanted]);
+      bytes = wanted;
+    }
+    return data.get();
+  }
+};
+// What a thread keeps between calls; larger scratch lives for one call only.
+constexpr size_t kKeptScratch = size_t(4) << 20;
+thread_local Scratch kept_scratch;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_to(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+Operand operand(const Tensor& t) {
+  Operand o;
+  const bool kernels = t.dim() == 5;
+  const auto stride = [&](int64_t dim) { return t.size(dim) == 1 ? 0 : t.stride(dim); };
+  o.data = static_cast<char*>(t.data_ptr());
+  o.batch = stride(0);
+  o.channel = stride(1);
+  o.tap = kernels ? stride(2) : 0;
+  o.row = stride(kernels ? 3 : 2);
+  // A single column counts as contiguous: the kernels then load it as any other row.
+  o.col = t.size(-1) == 1 ? 1 : t.stride(-1);
+  int64_t last = 0;
+  for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
+  o.begin = o.data;
+  o.end = o.data + (last + 1) * t.element_size();
+  return o;
+}
+
+Storage storage_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kFloat: return Storage::kFloat;
+    case at::kDouble: return Storage::kDouble;
+    case at::kBFloat16: return Storage::kBFloat16;
+    case at::kHalf: return Storage::kHalf;
+    default:
+      TORCH_CHECK_TYPE(false, "the native local aggregation serves float32, float64, bfloat16 ",
+                       "and float16, got ", t.scalar_type());
+  }
+}
+
+struct Geometry {
+  IntArrayRef kernel, stride, padding, dilation;
+  bool interleaved;
+};
+
+// A plan together with what it points to.
+struct Planned {
+  Plan plan{};
+  std::vector<Phase> phases;
+  std::vector<Tap> taps;
+  std::vector<int64_t> shifts;
+};
+
+void add_forward_phase(Planned& p, const Plan& plan, int64_t out_rows, int64_t out_cols) {
+  Phase phase{};
+  phase.rows = out_rows;
+  phase.cols = out_cols;
+  phase.src_y = -plan.pad_h;
+  phase.src_x = -plan.pad_w;
+  phase.span_y = (plan.kernel_h - 1) * plan.dilation_h;
+  phase.span_x = (plan.kernel_w - 1) * plan.dilation_w;
+  phase.taps = plan.kernel_h * plan.kernel_w;
+  p.phases.push_back(phase);
+}
+
+// Taps that reach the pixels whose coordinate is `rest` modulo `stride`, in ascending order of
+// the position p = (coordinate + pad - dilation * k) / stride that they read.
+struct Reach {
+  int64_t tap, offset;
+};
+std::vector<Reach> reach(int64_t rest, int64_t kernel, int64_t stride, int64_t pad,
+                         int64_t dilation) {
+  std::vector<Reach> found;
+  for (int64_t k = kernel - 1; k >= 0; --k) {
+    const int64_t distance = rest + pad - dilation * k;
+    if ((distance % stride + stride) % stride == 0) found.push_back({k, distance / stride});
+  }
+  return found;
+}
+
+int64_t pitch_without_aliasing(int64_t pitch, int64_t element) {
+  // Channels a multiple of 1 KiB apart would fall into few sets of the first-level cache.
+  return (pitch * element) % 1024 == 0 ? pitch + 64 / element : pitch;
+}
+
+// Fills in tiling, offsets and scratch size. `source_channels`: channels packed at a time.
+void finish(Planned& p, int64_t lanes, int64_t element) {
+  Plan& plan = p.plan;
+  int64_t rows = 0, cols = 0, span_y = 0, span_x = 0, taps = 0, masks = 0;
+  for (const Phase& phase : p.phases) {
+    rows = std::max(rows, phase.rows);
+    cols = std::max(cols, phase.cols);
+    span_y = std::max(span_y, phase.span_y);
+    span_x = std::max(span_x, phase.span_x);
+    taps = std::max(taps, phase.taps);
+    masks = std::max(masks, phase.masks);
+  }
+  plan.chunk = plan.task == Task::kGradWeight ? plan.shared : std::min<int64_t>(plan.shared, 32);
+  plan.tiles = std::max<int64_t>(1, ceil_div(cols, 64));
+  plan.tile = round_to(std::max<int64_t>(1, ceil_div(cols, plan.tiles)), lanes);
+  plan.tiles = std::max<int64_t>(1, ceil_div(cols, plan.tile));
+  // Strips of about 15 rows, fewer where there are not enough units for all threads.
+  const int64_t others = plan.batch * plan.groups * plan.tiles * plan.phases;
+  const int64_t wanted = ceil_div(4 * at::get_num_threads(), std::max<int64_t>(1, others));
+  int64_t strip = std::max<int64_t>(1, std::min<int64_t>(15, ceil_div(rows, wanted)));
+  if (rows <= 16 && wanted == 1) strip = std::max<int64_t>(1, rows);
+  plan.strip = strip >= 3 && strip < rows ? round_to(strip, 3) : strip;
+  plan.strips = std::max<int64_t>(1, ceil_div(rows, plan.strip));
+  const int64_t step = plan.src_step_x;
+  plan.phase_pitch = ceil_div((plan.tile - 1) * step + span_x + 1, step);
+  plan.row_pitch = step * plan.phase_pitch;
+  const int64_t source_rows = (plan.strip - 1) * plan.src_step_y + span_y + 1;
+  plan.channel_pitch = pitch_without_aliasing(round_to(source_rows * plan.row_pitch, 16), element);
+  plan.units = plan.batch * plan.groups * plan.strips * plan.tiles * plan.phases;
+  plan.pack_rows = plan.lattice ? 3 : 1;
+  const int64_t vectors = plan.tile / lanes;
+  const int64_t packed_source = plan.chunk * plan.channel_pitch + lanes;
+  const int64_t packed_other = plan.task == Task::kGradWeight
+                                   ? plan.strip * plan.shared * plan.tile
+                                   : (plan.pack_rows * taps + masks) * vectors * lanes;
+  plan.scratch_bytes = (packed_source + packed_other) * element + 4 * 64;
+  size_t tap = 0, shift = 0;
+  for (Phase& phase : p.phases) {
+    phase.tap = p.taps.data() + tap;
+    phase.mask_shift = p.shifts.data() + shift;
+    tap += phase.taps;
+    shift += phase.masks;
+  }
+  plan.phase = p.phases.data();
+}
+
+// Whether an operand lies pixel by pixel, its channels (or groups and taps) without a gap.
+bool by_pixel(const Operand& o, int64_t taps) {
+  return taps == 0 ? o.channel == 1 : o.tap == 1 && o.channel == taps;
+}
+
+// Whether the channels-last kernels serve this call; if so, its division among threads.
+bool plan_pixels(Planned& p, const Kernels& set) {
+  Plan& plan = p.plan;
+  const int64_t taps = plan.kernel_h * plan.kernel_w;
+  const int64_t lanes = set.vector_bytes / 4;
+  const bool weight = plan.task == Task::kGradWeight;
+  if (plan.storage != Storage::kFloat || !by_pixel(plan.source, 0) ||
+      !by_pixel(plan.kernel, weight ? 0 : taps) || !by_pixel(plan.target, weight ? taps : 0)) {
+    return false;
+  }
+  const int64_t rows = p.phases[0].rows;
+  plan.pack_rows = 0;
+  size_t scratch = 0;
+  if (plan.interleaved) {
+    const bool dense = plan.stride_h == 1 && plan.stride_w == 1;
+    if (plan.groups % std::max<int64_t>(lanes, 8) != 0 ||
+        (plan.task == Task::kGradInput && !dense)) {
+      return false;
+    }
+    plan.chunk = 1;
+    plan.strip = std::max<int64_t>(
+        1, std::min<int64_t>(8, plan.batch * rows / (4 * at::get_num_threads())));
+    plan.pack_rows = plan.strip;
+    if (plan.task == Task::kGradInput) {
+      plan.pack_rows += (plan.kernel_h - 1) * plan.dilation_h;
+    }
+    scratch = weight ? 4 * (plan.shared * plan.groups + taps * lanes) + taps * sizeof(char*)
+                     : 4 * plan.pack_rows * plan.ker_cols * taps * plan.groups +
+                           taps * 2 * sizeof(char*);
+    if (scratch > kKeptScratch) return false;
+  } else {
+    if (!plan.lattice || plan.shared % set.wide_channels != 0 || (weight && lanes < 8)) {
+      return false;
+    }
+    plan.chunk = plan.groups;
+    plan.strip = std::max<int64_t>(
+        1, std::min<int64_t>(8, plan.batch * plan.groups * rows / (4 * at::get_num_threads())));
+  }
+  plan.strips = ceil_div(rows, plan.strip);
+  plan.units = plan.batch * plan.chunk * plan.strips;
+  plan.scratch_bytes = scratch + 4 * 64;
+  plan.phase = p.phases.data();
+  plan.pixel_major = true;
+  return true;
+}
+
+Planned make_plan(Task task, const Tensor& source, const Tensor& kernel, const Tensor& target,
+                  const Geometry& g, const Kernels& set) {
+  Planned p;
+  Plan& plan = p.plan;
+  plan.task = task;
+  plan.storage = storage_of(source);
+  plan.element_bytes = source.element_size();
+  plan.source = operand(source);
+  plan.kernel = operand(kernel);
+  plan.target = operand(target);
+  plan.interleaved = g.interleaved;
+  const Tensor& grouped = task == Task::kGradWeight ? target : kernel;
+  plan.batch = source.size(0);
+  plan.groups = grouped.size(1);
+  plan.shared = source.size(1) / plan.groups;
+  plan.group_step = g.interleaved ? 1 : plan.shared;
+  plan.channel_step = g.interleaved ? plan.groups : 1;
+  plan.src_rows = source.size(2);
+  plan.src_cols = source.size(3);
+  plan.ker_rows = kernel.size(-2);
+  plan.ker_cols = kernel.size(-1);
+  plan.kernel_h = g.kernel[0];
+  plan.kernel_w = g.kernel[1];
+  plan.stride_h = g.stride[0];
+  plan.stride_w = g.stride[1];
+  plan.pad_h = g.padding[0];
+  plan.pad_w = g.padding[1];
+  plan.dilation_h = g.dilation[0];
+  plan.dilation_w = g.dilation[1];
+  const bool dense = plan.stride_h == 1 && plan.stride_w == 1 && plan.dilation_h == 1 &&
+                     plan.dilation_w == 1;
+  plan.lattice = dense && plan.storage != Storage::kDouble && plan.kernel_h == plan.kernel_w &&
+                 (plan.kernel_w == 3 || plan.kernel_w == 5 || plan.kernel_w == 7);
+  const int64_t element = plan.storage == Storage::kDouble ? 8 : 4;
+  const int64_t lanes = set.vector_bytes / element;
+  if (task == Task::kGradInput) {
+    plan.src_step_y = plan.src_step_x = 1;
+    plan.out_step_y = plan.stride_h;
+    plan.out_step_x = plan.stride_w;
+    for (int64_t y = 0; y < plan.stride_h; ++y) {
+      const auto down = reach(y, plan.kernel_h, plan.stride_h, plan.pad_h, plan.dilation_h);
+      for (int64_t x = 0; x < plan.stride_w; ++x) {
+        const auto across = reach(x, plan.kernel_w, plan.stride_w, plan.pad_w, plan.dilation_w);
+        Phase phase{};
+        phase.rows = std::max<int64_t>(0, ceil_div(target.size(2) - y, plan.stride_h));
+        phase.cols = std::max<int64_t>(0, ceil_div(target.size(3) - x, plan.stride_w));
+        phase.out_y = y;
+        phase.out_x = x;
+        phase.taps = down.size() * across.size();
+        if (phase.taps > 0) {
+          phase.src_y = down.front().offset;
+          phase.src_x = across.front().offset;
+          phase.span_y = down.back().offset - phase.src_y;
+          phase.span_x = across.back().offset - phase.src_x;
+          phase.masks = across.size();
+        }
+        for (const Reach& r : down) {
+          for (size_t c = 0; c < across.size(); ++c) {
+            p.taps.push_back({r.tap * plan.kernel_w + across[c].tap, r.offset, across[c].offset,
+                              0, static_cast<int64_t>(c)});
+          }
+        }
+        if (phase.taps > 0) {
+          for (const Reach& c : across) p.shifts.push_back(c.offset);
+        }
+        p.phases.push_back(phase);
+      }
+    }
+  } else {
+    plan.src_step_y = plan.stride_h;
+    plan.src_step_x = plan.stride_w;
+    plan.out_step_y = plan.out_step_x = 1;
+    for (int64_t k = 0; k < plan.kernel_h * plan.kernel_w; ++k) p.taps.push_back({k, 0, 0, 0, 0});
+    add_forward_phase(p, plan, plan.ker_rows, plan.ker_cols);
+  }
+  plan.phases = p.phases.size();
+  if (plan_pixels(p, set)) return p;
+  finish(p, lanes, element);
+  // Where a tap's source lies in the packed source.
+  size_t tap = 0;
+  for (const Phase& phase : p.phases) {
+    for (int64_t t = 0; t < phase.taps; ++t, ++tap) {
+      Tap& entry = p.taps[tap];
+      int64_t y, x;
+      if (task == Task::kGradInput) {
+        y = entry.ker_y - phase.src_y;
+        x = entry.ker_x - phase.src_x;
+      } else {
+        y = entry.tap / plan.kernel_w * plan.dilation_h;
+        x = entry.tap % plan.kernel_w * plan.dilation_w;
+      }
+      entry.offset = y * plan.row_pitch + x % plan.src_step_x * plan.phase_pitch +
+                     x / plan.src_step_x;
+    }
+  }
+  return p;
+}
+
+void execute(Task task, const Tensor& source, const Tensor& kernel, const Tensor& target,
+             const Geometry& geometry) {
+  if (target.numel() == 0) return;
+  const Kernels& set = kernels();
+  const Planned planned = make_plan(task, source, kernel, target, geometry, set);
+  const Plan& plan = planned.plan;
+  at::parallel_for(0, plan.units, 1, [&](int64_t begin, int64_t end) {
+    if (plan.scratch_bytes <= kKeptScratch) {
+      set.run(plan, begin, end, kept_scratch.at_least(plan.scratch_bytes));
+    } else {
+      Scratch scratch;
+      set.run(plan, begin, end, scratch.at_least(plan.scratch_bytes));
+    }
+  });
+}
+
+bool pixel_major(const Tensor& feature) {
+  return !feature.is_contiguous() && feature.is_contiguous(at::MemoryFormat::ChannelsLast);
+}
+
+Tensor empty_feature(const Tensor& like, int64_t channels, int64_t height, int64_t width) {
+  return at::empty({like.size(0), channels, height, width},
+                   like.options().memory_format(pixel_major(like)
+                                                    ? at::MemoryFormat::ChannelsLast
+                                                    : at::MemoryFormat::Contiguous));
+}
+
+void check_operands(const Tensor& a, const Tensor& b) {
+  TORCH_CHECK_VALUE(a.device().is_cpu() && b.device().is_cpu(),
+                    "the native local aggregation serves CPU tensors, got ", a.device(), " and ",
+                    b.device());
+  TORCH_CHECK_TYPE(a.scalar_type() == b.scalar_type(), "operands must have one dtype, got ",
+                   a.scalar_type(), " and ", b.scalar_type());
+}
+
+Tensor forward(const Tensor& x, const Tensor& w, IntArrayRef kernel, IntArrayRef stride,
+               IntArrayRef padding, IntArrayRef dilation, bool interleaved) {
+  check_operands(x, w);
+  Tensor y = empty_feature(x, x.size(1), w.size(3), w.size(4));
+  execute(Task::kForward, x, w, y, {kernel, stride, padding, dilation, interleaved});
+  return y;
+}
+
+Tensor grad_input(const Tensor& grad, const Tensor& w, IntArrayRef input_size, IntArrayRef kernel,
+                  IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                  bool interleaved) {
+  check_operands(grad, w);
+  Tensor x = empty_feature(grad, grad.size(1), input_size[0], input_size[1]);
+  execute(Task::kGradInput, grad, w, x, {kernel, stride, padding, dilation, interleaved});
+  return x;
+}
+
+Tensor grad_weight(const Tensor& grad, const Tensor& x, int64_t groups, IntArrayRef kernel,
+                   IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                   bool interleaved) {
+  check_operands(grad, x);
+  const int64_t taps = kernel[0] * kernel[1];
+  Tensor w = empty_feature(x, groups * taps, grad.size(2), grad.size(3))
+                 .unflatten(1, {groups, taps});
+  execute(Task::kGradWeight, x, grad, w, {kernel, stride, padding, dilation, interleaved});
+  return w;
+}
+
+std::string instruction_set() { return kernels().name; }
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const Kernels* set : available_kernels()) names.push_back(set->name);
+  return names;
+}
+
+// The operators of the package. Their schemas, their fake kernels and the choice among
+// backends are Python's; here stand the CPU and autograd kernels, so that a call in training
+// or inference does not enter Python.
+using c10::string_view;
+using Forward = Tensor(const Tensor&, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef,
+                       IntArrayRef, bool, string_view);
+using GradInput = Tensor(const Tensor&, const Tensor&, c10::SymIntArrayRef, IntArrayRef,
+                         IntArrayRef, IntArrayRef, IntArrayRef, bool, string_view);
+using GradWeight = Tensor(const Tensor&, const Tensor&, c10::SymInt, IntArrayRef, IntArrayRef,
+                          IntArrayRef, IntArrayRef, bool, string_view);
+
+template <class Signature> c10::TypedOperatorHandle<Signature> find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+const c10::TypedOperatorHandle<Forward>& forward_op() {
+  static const auto op = find<Forward>("mmcontext::local_aggregation");
+  return op;
+}
+const c10::TypedOperatorHandle<GradInput>& grad_input_op() {
+  static const auto op = find<GradInput>("mmcontext::local_aggregation_grad_input");
+  return op;
+}
+const c10::TypedOperatorHandle<GradWeight>& grad_weight_op() {
+  static const auto op = find<GradWeight>("mmcontext::local_aggregation_grad_weight");
+  return op;
+}
+
+// Whether the choice falls on these kernels; any other goes through Python's table.
+bool served_here(const Tensor& a, const Tensor& b, string_view backend) {
+  const auto type = a.scalar_type();
+  return (backend.empty() || backend == "native") && type == b.scalar_type() && b.is_cpu() &&
+         (type == at::kFloat || type == at::kDouble || type == at::kBFloat16 ||
+          type == at::kHalf);
+}
+
+Tensor forward_cpu(const Tensor& x, const Tensor& w, IntArrayRef kernel, IntArrayRef stride,
+                   IntArrayRef padding, IntArrayRef dilation, bool interleaved,
+                   string_view backend) {
+  if (!served_here(x, w, backend)) {
+    static const auto chosen = find<Forward>("mmcontext_native::chosen_forward");
+    return chosen.call(x, w, kernel, stride, padding, dilation, interleaved, backend);
+  }
+  return forward(x, w, kernel, stride, padding, dilation, interleaved);
+}
+
+Tensor grad_input_cpu(const Tensor& grad, const Tensor& w, c10::SymIntArrayRef input_size,
+                      IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                      IntArrayRef dilation, bool interleaved, string_view backend) {
+  if (!served_here(grad, w, backend)) {
+    static const auto chosen = find<GradInput>("mmcontext_native::chosen_grad_input");
+    return chosen.call(grad, w, input_size, kernel, stride, padding, dilation, interleaved,
+                       backend);
+  }
+  return grad_input(grad, w, C10_AS_INTARRAYREF_SLOW(input_size), kernel, stride, padding,
+                    dilation, interleaved);
+}
+
+Tensor grad_weight_cpu(const Tensor& grad, const Tensor& x, c10::SymInt groups,
+                       IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                       IntArrayRef dilation, bool interleaved, string_view backend) {
+  if (!served_here(grad, x, backend)) {
+    static const auto chosen = find<GradWeight>("mmcontext_native::chosen_grad_weight");
+    return chosen.call(grad, x, groups, kernel, stride, padding, dilation, interleaved, backend);
+  }
+  return grad_weight(grad, x, groups.guard_int(__FILE__, __LINE__), kernel, stride, padding,
+                     dilation, interleaved);
+}
+
+// Everything about a call but its tensors, kept for the backward pass.
+struct Options {
+  std::vector<int64_t> kernel, stride, padding, dilation;
+  bool interleaved;
+  std::string backend;
+};
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Variable;
+using torch::autograd::variable_list;
+
+// The aggregation is bilinear: each operator's derivatives are the other two.
+enum class Kind { kForward, kGradInput, kGradWeight };
+
+struct Call {
+  Kind kind;
+  Options options;
+  std::vector<c10::SymInt> input_size;
+  c10::SymInt groups;
+
+  Tensor forward(const Tensor& x, const Tensor& w) const {
+    return forward_op().call(x, w, options.kernel, options.stride, options.padding,
+                             options.dilation, options.interleaved, options.backend);
+  }
+  Tensor grad_input(const Tensor& grad, const Tensor& w, c10::SymIntArrayRef size) const {
+    return grad_input_op().call(grad, w, size, options.kernel, options.stride, options.padding,
+                                options.dilation, options.interleaved, options.backend);
+  }
+  Tensor grad_weight(const Tensor& grad, const Tensor& x, c10::SymInt count) const {
+    return grad_weight_op().call(grad, x, std::move(count), options.kernel, options.stride,
+                                 options.padding, options.dilation, options.interleaved,
+                                 options.backend);
+  }
+  Tensor operator()(const Tensor& a, const Tensor& b) const {
+    switch (kind) {
+      case Kind::kForward: return forward(a, b);
+      case Kind::kGradInput: return grad_input(a, b, input_size);
+      default: return grad_weight(a, b, groups);
+    }
+  }
+  // Gradients of (a, b) for the cotangent `g` of the result; only those wanted.
+  variable_list backward(const Tensor& g, const Tensor& a, const Tensor& b, bool want_a,
+                         bool want_b) const {
+    variable_list grads(2);
+    switch (kind) {
+      case Kind::kForward:  // a = x, b = w
+        if (want_a) grads[0] = grad_input(g, b, a.sym_sizes().slice(2));
+        if (want_b) grads[1] = grad_weight(g, a, b.sym_size(1));
+        break;
+      case Kind::kGradInput:  // a = grad, b = w
+        if (want_a) grads[0] = forward(g, b);
+        if (want_b) grads[1] = grad_weight(a, g, b.sym_size(1));
+        break;
+      case Kind::kGradWeight:  // a = grad, b = x
+        if (want_a) grads[0] = forward(b, g);
+        if (want_b) grads[1] = grad_input(a, g, b.sym_sizes().slice(2));
+        break;
+    }
+    return grads;
+  }
+};
+
+struct CallHolder : torch::CustomClassHolder {
+  explicit CallHolder(Call call) : call(std::move(call)) {}
+  Call call;
+};
+
+struct Differentiable : torch::autograd::Function<Differentiable> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& a, const Tensor& b,
+                        const c10::intrusive_ptr<CallHolder>& holder) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({a, b});
+    ctx->saved_data["call"] = c10::IValue::make_capsule(holder);
+    return holder->call(a, b);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const auto capsule = ctx->saved_data["call"].toCapsule();
+    const Call& call = static_cast<CallHolder*>(capsule.get())->call;
+    variable_list result = call.backward(grads[0], saved[0], saved[1],
+                                         ctx->needs_input_grad(0), ctx->needs_input_grad(1));
+    result.emplace_back();
+    return result;
+  }
+};
+
+Tensor differentiable(Kind kind, const Tensor& a, const Tensor& b, c10::SymIntArrayRef input_size,
+                      c10::SymInt groups, IntArrayRef kernel, IntArrayRef stride,
+                      IntArrayRef padding, IntArrayRef dilation, bool interleaved,
+                      string_view backend) {
+  Call call{kind,
+            {kernel.vec(), stride.vec(), padding.vec(), dilation.vec(), interleaved,
+             std::string(backend)},
+            input_size.vec(),
+            std::move(groups)};
+  if (!at::GradMode::is_enabled() || !(a.requires_grad() || b.requires_grad())) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return call(a, b);
+  }
+  return Differentiable::apply(a, b, c10::make_intrusive<CallHolder>(std::move(call)));
+}
+
+Tensor forward_autograd(const Tensor& x, const Tensor& w, IntArrayRef kernel, IntArrayRef stride,
+                        IntArrayRef padding, IntArrayRef dilation, bool interleaved,
+                        string_view backend) {
+  return differentiable(Kind::kForward, x, w, {}, 0, kernel, stride, padding, dilation,
+                        interleaved, backend);
+}
+Tensor grad_input_autograd(const Tensor& grad, const Tensor& w, c10::SymIntArrayRef input_size,
+                           IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                           IntArrayRef dilation, bool interleaved, string_view backend) {
+  return differentiable(Kind::kGradInput, grad, w, input_size, 0, kernel, stride, padding,
+                        dilation, interleaved, backend);
+}
+Tensor grad_weight_autograd(const Tensor& grad, const Tensor& x, c10::SymInt groups,
+                            IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                            IntArrayRef dilation, bool interleaved, string_view backend) {
+  return differentiable(Kind::kGradWeight, grad, x, {}, std::move(groups), kernel, stride,
+                        padding, dilation, interleaved, backend);
+}
+
+}  // namespace
+}  // namespace mmcontext
+
+#define GEOMETRY                                                                       \
+  "int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool interleaved, " \
+  "str backend"
+
+TORCH_LIBRARY(mmcontext_native, m) {
+  m.def("instruction_set() -> str", &mmcontext::instruction_set);
+  m.def("instruction_sets() -> str[]", &mmcontext::instruction_sets);
+  // The choice among backends, implemented in Python.
+  m.def("chosen_forward(Tensor x, Tensor w, " GEOMETRY ") -> Tensor");
+  m.def("chosen_grad_input(Tensor grad, Tensor w, SymInt[] input_size, " GEOMETRY ") -> Tensor");
+  m.def("chosen_grad_weight(Tensor grad, Tensor x, SymInt groups, " GEOMETRY ") -> Tensor");
+  // The kernels alone.
+  m.def("forward(Tensor x, Tensor w, int[] kernel_size, int[] stride, int[] padding, "
+        "int[] dilation, bool interleaved) -> Tensor");
+  m.def("grad_input(Tensor grad, Tensor w, int[] input_size, int[] kernel_size, int[] stride, "
+        "int[] padding, int[] dilation, bool interleaved) -> Tensor");
+  m.def("grad_weight(Tensor grad, Tensor x, int groups, int[] kernel_size, int[] stride, "
+        "int[] padding, int[] dilation, bool interleaved) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(mmcontext_native, CPU, m) {
+  m.impl("forward", &mmcontext::forward);
+  m.impl("grad_input", &mmcontext::grad_input);
+  m.impl("grad_weight", &mmcontext::grad_weight);
+}
+
+TORCH_LIBRARY_IMPL(mmcontext, CPU, m) {
+  m.impl("local_aggregation", &mmcontext::forward_cpu);
+  m.impl("local_aggregation_grad_input", &mmcontext::grad_input_cpu);
+  m.impl("local_aggregation_grad_weight", &mmcontext::grad_weight_cpu);
+}
+
+TORCH_LIBRARY_IMPL(mmcontext, AutogradCPU, m) {
+  m.impl("local_aggregation", &mmcontext::forward_autograd);
+  m.impl("local_aggregation_grad_input", &mmcontext::grad_input_autograd);
+  m.impl("local_aggregation_grad_weight", &mmcontext::grad_weight_autograd);
+}

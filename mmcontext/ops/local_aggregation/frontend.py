@@ -1,0 +1,154 @@
+"""Argument checks and the public entry."""
+import contextlib
+from typing import Dict, Iterator, Optional, Tuple, Union
+
+from torch import Tensor
+
+from mmcontext.ops.local_aggregation.backends import (
+    REFERENCE,
+    Geometry,
+    choose,
+    forced_backend,
+    refusals,
+    register_backend,
+)
+from mmcontext.ops.local_aggregation.native import NativeBackend
+from mmcontext.ops.local_aggregation.operators import check_same_kind, forward_op
+from mmcontext.ops.local_aggregation.reference import aggregate
+from mmcontext.ops.local_aggregation.shift_add import ShiftAddBackend
+from mmcontext.ops.local_aggregation.standard import aggregate_rows
+from mmcontext.ops.local_aggregation.triton_backend import TritonBackend
+from mmcontext.ops.tracing import is_exporting
+
+register_backend('native', NativeBackend())
+register_backend('torch', ShiftAddBackend())
+register_backend('triton', TritonBackend())
+
+IntPair = Union[int, Tuple[int, int]]
+_SHARES = ('block', 'interleaved')
+_standard_only = False
+
+
+@contextlib.contextmanager
+def standard_operators() -> Iterator[None]:
+    """Within it, :func:`local_aggregation` runs as standard torch operators.
+
+    For exporters that cannot represent a custom operator. ``torch.onnx.export`` and
+    ``torch.export.export`` (but for ``strict=True``) are recognised without it.
+    """
+    global _standard_only
+    before, _standard_only = _standard_only, True
+    try:
+        yield
+    finally:
+        _standard_only = before
+
+
+def standard_operators_wanted(backend: str) -> bool:
+    """Whether this call has to be made of standard torch operators."""
+    return backend == REFERENCE or _standard_only or is_exporting()
+
+
+def _pair(name: str, value: IntPair, minimum: int) -> Tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, int) and v >= minimum for v in pair):
+        raise ValueError(f'{name} must be an integer or a pair of integers >= {minimum}, '
+                         f'got {value!r}')
+    return pair
+
+
+def make_geometry(kernel_size: IntPair, stride: IntPair, padding: IntPair, dilation: IntPair,
+                  share: str) -> Geometry:
+    """Checked :class:`Geometry` from the arguments of :func:`local_aggregation`."""
+    if share not in _SHARES:
+        raise ValueError(f"share must be 'block' or 'interleaved', got {share!r}")
+    return Geometry(_pair('kernel_size', kernel_size, 1), _pair('stride', stride, 1),
+                    _pair('padding', padding, 0), _pair('dilation', dilation, 1),
+                    share == 'interleaved')
+
+
+def _check_operands(x: Tensor, w: Tensor, geometry: Geometry) -> None:
+    if x.dim() != 4:
+        raise ValueError(f'x must be [B, C, H, W], got shape {tuple(x.shape)}')
+    if w.dim() != 5:
+        raise ValueError(f'w must be [B, G, Kh*Kw, Ho, Wo], got shape {tuple(w.shape)}')
+    if not x.dtype.is_floating_point:
+        raise TypeError(f'x must have a floating-point dtype, got {x.dtype}')
+    channels, groups = x.shape[1], w.shape[1]
+    if groups < 1 or channels % groups:
+        raise ValueError(f'the {channels} channels of x are not divisible by the {groups} '
+                         'groups of w')
+    kernel_h, kernel_w = geometry.kernel_size
+    out_h, out_w = geometry.output_size(*x.shape[-2:])
+    if out_h < 1 or out_w < 1:
+        raise ValueError(f'kernel_size {geometry.kernel_size} with dilation {geometry.dilation} '
+                         f'is larger than the padded input {tuple(x.shape[-2:])} + 2 * '
+                         f'{geometry.padding}')
+    expected = (x.shape[0], groups, kernel_h * kernel_w, out_h, out_w)
+    if tuple(w.shape) != expected:
+        raise ValueError(f'w must have shape {expected} for x of shape {tuple(x.shape)} and '
+                         f'{geometry}, got {tuple(w.shape)}')
+
+
+def local_aggregation(x: Tensor, w: Tensor, kernel_size: IntPair, stride: IntPair = 1,
+                      padding: IntPair = 0, dilation: IntPair = 1, share: str = 'block',
+                      backend: Optional[str] = None) -> Tensor:
+    r"""Weighted sum of each pixel's neighbourhood, with weights of its own at every pixel.
+
+    .. math:: y_{b,c,p} = \sum_k w_{b,g(c),k,p}\, x_{b,c,s p + d k - \text{padding}}
+
+    with zeros outside x. It is the common core of involution (https://arxiv.org/abs/2103.06255),
+    C-volution and the contextual transformer block (https://arxiv.org/abs/2107.12292).
+
+    Args:
+        x: Feature map [B, C, H, W], of any floating dtype and memory layout. A channels-last
+            x gives a channels-last result.
+        w: Kernels [B, G, Kh*Kw, Ho, Wo]; G divides C. Same dtype and device as x; under
+            autocast both are cast to autocast's dtype.
+        kernel_size: Kernel height and width.
+        stride: Step between the centres of two output pixels, in input pixels.
+        padding: Zero rows and columns added on each side.
+        dilation: Distance of two taps, in input pixels.
+        share: How channels share kernels: 'block' gives channel c the kernel c // (C/G)
+            (involution, C-volution), 'interleaved' the kernel c % G (CoT).
+        backend: Implementation to use, or None for the fastest that can serve the tensors;
+            see :func:`explain`. A named backend that cannot serve them raises.
+
+    Returns:
+        [B, C, Ho, Wo] in x's dtype; low precision is summed in float32.
+
+    Raises:
+        ValueError: Shapes, devices or geometry do not fit together.
+        TypeError: x is not floating-point, or the dtypes differ outside autocast.
+        RuntimeError: The backend asked for refuses these tensors.
+    """
+    geometry = make_geometry(kernel_size, stride, padding, dilation, share)
+    _check_operands(x, w, geometry)
+    backend = backend or forced_backend()
+    if standard_operators_wanted(backend):
+        check_same_kind('x and w', x, w)
+        return (aggregate if backend == REFERENCE else aggregate_rows)(x, w, geometry)
+    return forward_op(x, w, *geometry, backend)
+
+
+def explain(x: Tensor, w: Tensor, kernel_size: IntPair, stride: IntPair = 1, padding: IntPair = 0,
+            dilation: IntPair = 1, share: str = 'block',
+            backend: Optional[str] = None) -> Dict[str, Union[str, Dict[str, str]]]:
+    """Which backend :func:`local_aggregation` would use for these arguments, and why.
+
+    Args: as :func:`local_aggregation`.
+
+    Returns:
+        ``chosen``: the backend's name; ``refused``: backend -> reason, for those that cannot
+        serve the tensors.
+    """
+    geometry = make_geometry(kernel_size, stride, padding, dilation, share)
+    _check_operands(x, w, geometry)
+    reasons = refusals(x, w, geometry)
+    backend = backend or forced_backend()
+    return {
+        'chosen': ((REFERENCE if backend == REFERENCE else 'standard')
+                   if standard_operators_wanted(backend)
+                   else choose(x, w, geometry, backend)[0]),
+        'refused': {name: reason for name, reason in reasons.items() if reason is not None},
+    }

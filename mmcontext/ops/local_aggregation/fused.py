@@ -1,0 +1,410 @@
+"""Aggregation whose kernels are computed on the way and never kept.
+
+Involution and C-volution make their kernels w by a 1x1 convolution of reduced features r, and
+read them once. w has K*K/16 times as many elements as the feature map (49/16 for K = 7), so
+writing, reading and keeping it for the backward pass is most of the layer's memory traffic.
+Here w is made for a few images, kernel groups or output rows at a time in a small buffer that
+stays in the cache, and aggregated at once; the backward pass makes it again. The same sums are
+taken in the same order as without fusing, except that gradients are summed chunk by chunk.
+"""
+from typing import Iterator, List, NamedTuple, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from mmcontext.ops.local_aggregation.backends import (
+    Geometry,
+    accumulation_dtype,
+    choose,
+    empty_feature,
+    forced_backend,
+    is_channels_last,
+)
+from mmcontext.ops.local_aggregation.frontend import (
+    IntPair,
+    local_aggregation,
+    make_geometry,
+    standard_operators_wanted,
+)
+from mmcontext.ops.local_aggregation.operators import (
+    LIBRARY,
+    autocast_dtype,
+    register_fake,
+)
+
+# Bytes of kernels made at a time: about what the last-level cache of one or two cores holds,
+# and enough work for every multiprocessor of a GPU.
+_CHUNK_BYTES = {'cpu': 2 << 20, 'cuda': 32 << 20}
+
+_GEOMETRY = 'int[] kernel_size, int[] stride, int[] padding, int[] dilation, str backend'
+_OPERANDS = 'Tensor x, Tensor r, Tensor weight, Tensor? bias, Tensor? scale'
+LIBRARY.define(f'fused_involution({_OPERANDS}, {_GEOMETRY}) -> Tensor')
+LIBRARY.define(f'fused_involution_backward(Tensor grad, {_OPERANDS}, {_GEOMETRY}) '
+               '-> (Tensor, Tensor, Tensor, Tensor, Tensor)')
+_forward_op = torch.ops.mmcontext.fused_involution.default
+_backward_op = torch.ops.mmcontext.fused_involution_backward.default
+
+
+class _Chunk(NamedTuple):
+    """A part of the kernels: some images, some groups, some output rows."""
+    images: slice
+    groups: slice
+    rows: slice
+
+
+def _chunks(batch: int, groups: int, height: int, row_bytes: int, limit: int,
+            pixel_major: bool) -> Iterator[_Chunk]:
+    """Cut the kernels [batch, groups, taps, height, width] into parts of at most ``limit`` bytes.
+
+    Whole images where they fit, else groups of one image, else rows of one group. Pixel-major
+    kernels hold all groups of a pixel together and are cut into rows instead of groups.
+
+    Args:
+        row_bytes: Bytes of the kernels of one group in one row.
+    """
+    group_bytes = row_bytes * height
+    images = max(1, limit // (group_bytes * groups))
+    if images > 1 or group_bytes * groups <= limit:
+        part_groups, part_rows = groups, height
+    elif pixel_major:
+        part_groups, part_rows = groups, max(1, limit // (row_bytes * groups))
+    else:
+        part_groups = max(1, limit // group_bytes)
+        part_rows = height if group_bytes <= limit else max(1, limit // row_bytes)
+    for b in range(0, batch, images):
+        for g in range(0, groups, part_groups):
+            for row in range(0, height, part_rows):
+                yield _Chunk(slice(b, min(b + images, batch)),
+                             slice(g, min(g + part_groups, groups)),
+                             slice(row, min(row + part_rows, height)))
+
+
+class _Work:
+    """The operands of one call, cut into chunks."""
+
+    def __init__(self, x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor],
+                 scale: Optional[Tensor], geometry: Geometry) -> None:
+        self.x, self.r, self.weight, self.bias, self.scale = x, r, weight, bias, scale
+        self.geometry = geometry
+        self.taps = geometry.kernel_size[0] * geometry.kernel_size[1]
+        self.groups = weight.shape[0] // self.taps
+        self.shared = x.shape[1] // self.groups
+        self.pixel_major = is_channels_last(x)
+        self._buffer = None
+
+    def chunks(self) -> Iterator[_Chunk]:
+        out_h, out_w = self.r.shape[-2:]
+        limit = _CHUNK_BYTES.get(self.x.device.type, _CHUNK_BYTES['cuda'])
+        return _chunks(self.x.shape[0], self.groups, out_h,
+                       self.taps * out_w * self.x.element_size(), limit, self.pixel_major)
+
+    def channels(self, chunk: _Chunk) -> slice:
+        """Channels of the feature map that the groups of a chunk serve."""
+        return slice(chunk.groups.start * self.shared, chunk.groups.stop * self.shared)
+
+    def outs(self, chunk: _Chunk) -> slice:
+        """Rows of the weight that make the kernels of a chunk."""
+        return slice(chunk.groups.start * self.taps, chunk.groups.stop * self.taps)
+
+    def reduced(self, chunk: _Chunk) -> Tensor:
+        """The reduced features of a chunk as matrices, [images, Cr, pixels]."""
+        r = self.r[chunk.images, :, chunk.rows]
+        if self.pixel_major:
+            return r.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2)
+        return r.flatten(2)
+
+    def kernels(self, chunk: _Chunk) -> Tensor:
+        """The kernels of a chunk, [images, groups, taps, rows, Wo], in a buffer used again."""
+        r, weight = self.reduced(chunk), self.weight[self.outs(chunk)]
+        images, pixels, outs = r.shape[0], r.shape[2], weight.shape[0]
+        if self._buffer is None:
+            self._buffer = r.new_empty(images * pixels * outs)
+        buffer = self._buffer[:images * pixels * outs]
+        bias = None if self.bias is None else self.bias[self.outs(chunk)]
+        rows, out_w = chunk.rows.stop - chunk.rows.start, self.r.shape[-1]
+        if self.pixel_major:
+            flat, out = r.transpose(1, 2).reshape(images * pixels, -1), buffer.view(-1, outs)
+            if bias is None:
+                torch.mm(flat, weight.t(), out=out)
+            else:
+                torch.addmm(bias, flat, weight.t(), out=out)
+            kernels = out.view(images, rows, out_w, outs).permute(0, 3, 1, 2)
+        else:
+            out = buffer.view(images, outs, pixels)
+            weights = weight.expand(images, -1, -1)
+            if bias is None:
+                torch.bmm(weights, r, out=out)
+            else:
+                torch.baddbmm(bias[:, None].expand_as(out), weights, r, out=out)
+            kernels = out.view(images, outs, rows, out_w)
+        return kernels.unflatten(1, (-1, self.taps))
+
+    def source(self, chunk: _Chunk) -> Tuple[Tensor, Geometry, slice, int]:
+        """What a chunk aggregates.
+
+        Returns:
+            The scaled input rows, zero-padded where they reach over the border; the geometry
+            that makes them the chunk's output rows; the rows of x among them; and the number
+            of zero rows above those.
+        """
+        x = self.x[chunk.images, self.channels(chunk)]
+        height = x.shape[2]
+        if self.scale is not None:
+            scale = self.scale[chunk.images, self.channels(chunk), None, None]
+        if chunk.rows == slice(0, self.r.shape[2]):
+            return (x if self.scale is None else x * scale), self.geometry, slice(0, height), 0
+        (kernel, _), (stride, _), (pad, pad_w), (dilation, _), _ = self.geometry
+        first = chunk.rows.start * stride - pad
+        last = (chunk.rows.stop - 1) * stride + dilation * (kernel - 1) - pad + 1
+        above = min(max(0, -first), last - first)
+        below = min(max(0, last - height), last - first)
+        rows = slice(min(first + above, height), max(last - below, 0))
+        x = x[:, :, rows]
+        if self.scale is not None:
+            x = x * scale
+        if above or below:
+            x = F.pad(x, (0, 0, above, below))
+        return x, self.geometry._replace(padding=(0, pad_w)), rows, above
+
+
+def _geometry(kernel_size: List[int], stride: List[int], padding: List[int],
+              dilation: List[int]) -> Geometry:
+    return Geometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), False)
+
+
+def _check_dtypes(x: Tensor, **others: Optional[Tensor]) -> None:
+    for name, other in others.items():
+        if other is None:
+            continue
+        if other.dtype != x.dtype:
+            raise TypeError(f'{name} must have the dtype {x.dtype} of x outside autocast, got '
+                            f'{other.dtype}')
+        if other.device != x.device:
+            raise ValueError(f'{name} must be on the device {x.device} of x, got {other.device}')
+
+
+def _forward(x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor],
+             scale: Optional[Tensor], kernel_size: List[int], stride: List[int],
+             padding: List[int], dilation: List[int], backend: str) -> Tensor:
+    _check_dtypes(x, r=r, weight=weight, bias=bias, scale=scale)
+    geometry = _geometry(kernel_size, stride, padding, dilation)
+    work = _Work(x, r, weight, bias, scale, geometry)
+    name, implementation = choose(x, r, geometry, backend)
+    if name == 'triton':
+        from mmcontext.ops.local_aggregation import triton_backend
+        if triton_backend.fused_refusal(x, work.shared) is None:
+            return triton_backend.fused_forward(x, r, weight, bias, scale, geometry)
+    output = empty_feature(x, x.shape[1], *r.shape[-2:])
+    for chunk in work.chunks():
+        source, part_geometry, _, _ = work.source(chunk)
+        output[chunk.images, work.channels(chunk), chunk.rows] = implementation.forward(
+            source, work.kernels(chunk), part_geometry)
+    return output
+
+
+def _empty_grads(x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor],
+                 scale: Optional[Tensor]) -> Tuple[Tensor, ...]:
+    """Tensors for the gradients; empty ones stand for operands that are not there."""
+    return (empty_feature(x, *x.shape[1:]), empty_feature(r, *r.shape[1:]),
+            *(x.new_empty(0 if like is None else like.shape) for like in (weight, bias, scale)))
+
+
+def _backward(grad: Tensor, x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor],
+              scale: Optional[Tensor], kernel_size: List[int], stride: List[int],
+              padding: List[int], dilation: List[int],
+              backend: str) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    geometry = _geometry(kernel_size, stride, padding, dilation)
+    work = _Work(x, r, weight, bias, scale, geometry)
+    _, implementation = choose(x, r, geometry, backend)
+    grad_x, grad_r, *grad_others = _empty_grads(x, r, weight, bias, scale)
+    # Sums over the chunks, in float32 at least.
+    wide = accumulation_dtype(x.dtype)
+    sum_weight, sum_bias, sum_scale = (
+        torch.zeros_like(other, dtype=wide, memory_format=torch.contiguous_format)
+        for other in grad_others)
+    grad_x.zero_()
+    grad_r.zero_()
+    for chunk in work.chunks():
+        source, part_geometry, rows, above = work.source(chunk)
+        channels, outs = work.channels(chunk), work.outs(chunk)
+        part_grad = grad[chunk.images, channels, chunk.rows]
+        part_groups = chunk.groups.stop - chunk.groups.start
+        kernels = work.kernels(chunk)
+        grad_source = implementation.grad_input(part_grad, kernels, tuple(source.shape[-2:]),
+                                                part_geometry)
+        grad_source = grad_source[:, :, above:above + max(0, rows.stop - rows.start)]
+        part_x = x[chunk.images, channels, rows]
+        if scale is not None:
+            sum_scale[chunk.images, channels] += torch.sum(
+                part_x * grad_source, dim=(2, 3), dtype=wide)
+            grad_source = grad_source * scale[chunk.images, channels, None, None]
+        grad_x[chunk.images, channels, rows] += grad_source
+
+        grad_kernels = implementation.grad_weight(part_grad, source, part_groups, part_geometry)
+        grad_kernels = grad_kernels.flatten(1, 2)
+        if bias is not None:
+            sum_bias[outs] += torch.sum(grad_kernels, dim=(0, 2, 3), dtype=wide)
+        reduced, part_weight = work.reduced(chunk), weight[outs]
+        images, pixels = reduced.shape[0], reduced.shape[2]
+        if work.pixel_major:
+            flat = grad_kernels.permute(0, 2, 3, 1).reshape(images * pixels, -1)
+            sum_weight[outs] += flat.t() @ reduced.transpose(1, 2).reshape(images * pixels, -1)
+            grad_reduced = (flat @ part_weight).view(
+                images, -1, r.shape[-1], r.shape[1]).permute(0, 3, 1, 2)
+        else:
+            flat = grad_kernels.flatten(2)
+            sum_weight[outs] += torch.sum(flat @ reduced.transpose(1, 2), dim=0, dtype=wide)
+            grad_reduced = (part_weight.t() @ flat).view(images, r.shape[1], -1, r.shape[-1])
+        grad_r[chunk.images, :, chunk.rows] += grad_reduced
+    for total, out in zip((sum_weight, sum_bias, sum_scale), grad_others):
+        out.copy_(total)
+    return (grad_x, grad_r, *grad_others)
+
+
+def _unfused(x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor],
+             scale: Optional[Tensor], geometry: Geometry, backend: str) -> Tensor:
+    """The same result from operators that autograd can follow to any order."""
+    *sizes, interleaved = geometry
+    taps = geometry.kernel_size[0] * geometry.kernel_size[1]
+    kernels = F.conv2d(r, weight[:, :, None, None], bias)
+    # (Not unflatten: behind it the ONNX exporter takes all sizes for constants.)
+    kernels = kernels.view(kernels.shape[0], weight.shape[0] // taps, taps, kernels.shape[2],
+                           kernels.shape[3])
+    if scale is not None:
+        x = x * scale[:, :, None, None]
+    return local_aggregation(x, kernels, *sizes, backend=backend or None)
+
+
+class _FusedInvolution(Function):
+
+    @staticmethod
+    def forward(ctx, x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor],
+                scale: Optional[Tensor], *options) -> Tensor:
+        ctx.save_for_backward(x, r, weight, bias, scale)
+        ctx.options = options
+        with torch._C._AutoDispatchBelowAutograd():
+            return _forward_op(x, r, weight, bias, scale, *options)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tuple:
+        operands = ctx.saved_tensors
+        wanted = [need and operand is not None
+                  for need, operand in zip(ctx.needs_input_grad, operands)]
+        if torch.is_grad_enabled():
+            # Somebody will differentiate this gradient. r and scale come from x, so only the
+            # operands themselves, not what they were made of, may be followed here.
+            *sizes, backend = ctx.options
+            leaves = [None if t is None else t.view_as(t) for t in operands]
+            output = _unfused(*leaves, _geometry(*sizes), backend)
+            found = iter(torch.autograd.grad(
+                output, [leaf for leaf, want in zip(leaves, wanted) if want], grad,
+                create_graph=True))
+            grads = [next(found) if want else None for want in wanted]
+        else:
+            grads = _backward_op(grad, *operands, *ctx.options)
+            grads = [g if want else None for g, want in zip(grads, wanted)]
+        return (*grads, *(None for _ in ctx.options))
+
+
+def _forward_fake(x, r, weight, bias, scale, *geometry_and_backend):
+    _check_dtypes(x, r=r, weight=weight, bias=bias, scale=scale)
+    return empty_feature(x, x.shape[1], *r.shape[-2:])
+
+
+def _backward_fake(grad, *operands_and_geometry):
+    return _empty_grads(*operands_and_geometry[:5])
+
+
+def _autocast(device_type: str):
+
+    def cast_and_call(x: Tensor, *operands_and_options) -> Tensor:
+        operands, options = (x, *operands_and_options[:4]), operands_and_options[4:]
+        if not any(t is not None and t.dtype == torch.float64 for t in operands):
+            dtype = autocast_dtype(device_type)
+            operands = [None if t is None else t.to(dtype) for t in operands]
+        with torch.autocast(device_type, enabled=False):
+            return _forward_op(*operands, *options)
+
+    return cast_and_call
+
+
+LIBRARY.impl('fused_involution', _forward, 'CompositeExplicitAutograd')
+LIBRARY.impl('fused_involution', _FusedInvolution.apply, 'Autograd')
+LIBRARY.impl('fused_involution', _autocast('cpu'), 'AutocastCPU')
+LIBRARY.impl('fused_involution', _autocast('cuda'), 'AutocastCUDA')
+LIBRARY.impl('fused_involution_backward', _backward, 'CompositeExplicitAutograd')
+register_fake('fused_involution', _forward_fake)
+register_fake('fused_involution_backward', _backward_fake)
+
+
+def _check_operands(x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor],
+                    scale: Optional[Tensor], geometry: Geometry) -> None:
+    taps = geometry.kernel_size[0] * geometry.kernel_size[1]
+    for name, tensor in (('x', x), ('r', r)):
+        if tensor.dim() != 4:
+            raise ValueError(f'{name} must be 4-D, got shape {tuple(tensor.shape)}')
+    if not x.dtype.is_floating_point:
+        raise TypeError(f'x must have a floating-point dtype, got {x.dtype}')
+    expected = (x.shape[0], *geometry.output_size(*x.shape[-2:]))
+    if min(expected[1:]) < 1:
+        raise ValueError(f'kernel_size {geometry.kernel_size} with dilation {geometry.dilation} '
+                         f'is larger than the padded input {tuple(x.shape[-2:])} + 2 * '
+                         f'{geometry.padding}')
+    if (r.shape[0], *r.shape[-2:]) != expected:
+        raise ValueError(f'r must have the batch, height and width {expected} for x of shape '
+                         f'{tuple(x.shape)} and {geometry}, got shape {tuple(r.shape)}')
+    outs = weight.shape[0]
+    if weight.dim() != 2 or weight.shape[1] != r.shape[1] or outs < 1 or outs % taps:
+        raise ValueError(f'weight must be [G * {taps}, {r.shape[1]}], got shape '
+                         f'{tuple(weight.shape)}')
+    if x.shape[1] % (outs // taps):
+        raise ValueError(f'the {x.shape[1]} channels of x are not divisible by the '
+                         f'{outs // taps} groups of weight')
+    if bias is not None and tuple(bias.shape) != (outs, ):
+        raise ValueError(f'bias must have shape ({outs},), got {tuple(bias.shape)}')
+    if scale is not None and tuple(scale.shape) != tuple(x.shape[:2]):
+        raise ValueError(f'scale must have shape {tuple(x.shape[:2])}, got {tuple(scale.shape)}')
+
+
+def fused_involution(x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor] = None,
+                     kernel_size: IntPair = 7, stride: IntPair = 1, padding: IntPair = 0,
+                     dilation: IntPair = 1, scale: Optional[Tensor] = None,
+                     backend: Optional[str] = None) -> Tensor:
+    """:func:`local_aggregation` with kernels ``weight @ r + bias`` that are never kept.
+
+    Equals ``local_aggregation(x * scale, conv2d(r, weight, bias), ...)`` with kernels shared in
+    blocks of channels, and saves the memory of the kernels, of their gradient and of
+    ``x * scale``: the kernels exist a few megabytes at a time, and again in the backward pass.
+    Derivatives of second order run unfused.
+
+    Args:
+        x: Feature map [B, C, H, W].
+        r: Reduced features [B, Cr, Ho, Wo], one vector for each output pixel.
+        weight: [G * Kh * Kw, Cr]; G divides C.
+        bias: [G * Kh * Kw], or None.
+        kernel_size: Kernel height and width. Defaults to 7.
+        stride: Step between the centres of two output pixels, in input pixels.
+        padding: Zero rows and columns added on each side.
+        dilation: Distance of two taps, in input pixels.
+        scale: Factor of every channel [B, C] (the gate of C-volution), or None.
+        backend: As :func:`local_aggregation`.
+
+    Returns:
+        [B, C, Ho, Wo] in x's dtype and memory layout. Under autocast all operands are cast to
+        autocast's dtype. In low precision the kernels of the Triton backend are not rounded to
+        that precision in the forward pass; those of the other backends are.
+
+    Raises:
+        ValueError: Shapes, devices or geometry do not fit together.
+        TypeError: x is not floating-point, or the dtypes differ outside autocast.
+        RuntimeError: The backend asked for refuses these tensors.
+    """
+    geometry = make_geometry(kernel_size, stride, padding, dilation, 'block')
+    _check_operands(x, r, weight, bias, scale, geometry)
+    backend = backend or forced_backend()
+    if standard_operators_wanted(backend):
+        return _unfused(x, r, weight, bias, scale, geometry, backend)
+    *sizes, _ = geometry
+    return _forward_op(x, r, weight, bias, scale, *sizes, backend)

@@ -1,0 +1,29 @@
+"""Whether a graph is being recorded, on every supported version of torch."""
+import torch
+
+# torch.compiler has them from 2.2 on; dynamo had its own before.
+_is_compiling = getattr(torch.compiler, 'is_compiling', None)
+_is_dynamo_compiling = getattr(torch.compiler, 'is_dynamo_compiling', None)
+
+
+def is_compiling() -> bool:
+    """Under ``torch.compile`` or ``torch.export``."""
+    if _is_compiling is None:
+        return torch._dynamo.is_compiling()
+    return _is_compiling()
+
+
+def is_exporting() -> bool:
+    """Whether a graph for another runtime is being recorded: ``torch.export`` or ONNX.
+
+    ``torch.compiler.is_exporting`` is no help: dynamo answers True in plain compilation too.
+    Exports that go through dynamo (``strict=True``) pass for compilation here.
+    """
+    if torch.onnx.is_in_onnx_export():
+        return True
+    return is_compiling() and _is_dynamo_compiling is not None and not _is_dynamo_compiling()
+
+
+def is_recording() -> bool:
+    """Whether a graph is being recorded for use outside eager mode: exported or jit-traced."""
+    return torch.jit.is_tracing() or is_exporting()
