@@ -1,0 +1,107 @@
+"""Arguments and attributes that every layer shares with ``torch.nn.Conv2d``."""
+from typing import Optional, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+
+IntPair = Union[int, Tuple[int, int]]
+
+
+def to_pair(name: str, value: IntPair, minimum: int) -> Tuple[int, int]:
+    """(vertical, horizontal) from an integer or a pair, checked."""
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, int) and v >= minimum for v in pair):
+        raise ValueError(f'{name} must be an integer or a pair of integers >= {minimum}, '
+                         f'got {value!r}')
+    return pair
+
+
+def same_padding(kernel_size: Tuple[int, int], dilation: Tuple[int, int]) -> Tuple[int, int]:
+    """Padding that keeps the size at stride 1 (for even kernels, one row less)."""
+    return tuple(d * (k - 1) // 2 for k, d in zip(kernel_size, dilation))
+
+
+class ContextLayer(nn.Module):
+    """Base of the layers: the geometry that callers of ``Conv2d`` read and pass.
+
+    ``ConvModule``, the ``dcn=`` option of mmdet's and mmseg's ResNet and ``conv_cfg`` call the
+    constructor of a layer as they would call that of ``Conv2d``, with a kernel size of their
+    own. ``kernel_size_override`` replaces that one, and the padding grows along so that the
+    output size stays what the caller reckoned with.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output; None for as many as come in.
+        kernel_size: Kernel height and width.
+        stride: Step in input pixels.
+        padding: Zero rows and columns on each side; None keeps the size at stride 1.
+        dilation: Distance of two taps.
+        groups: As ``Conv2d``; what else than 1 means is the layer's affair.
+        kernel_size_override: Kernel size that takes the place of ``kernel_size``.
+    """
+
+    # What ConvModule reads from a convolution.
+    transposed = False
+    output_padding = (0, 0)
+    padding_mode = 'zeros'
+    # True where the layer ends in a normalisation and an activation of its own.
+    normalised = False
+
+    def __init__(self, in_channels: int, out_channels: Optional[int], kernel_size: IntPair,
+                 stride: IntPair, padding: Optional[IntPair], dilation: IntPair, groups: int = 1,
+                 kernel_size_override: Optional[IntPair] = None) -> None:
+        super().__init__()
+        for name, value in (('in_channels', in_channels), ('out_channels', out_channels),
+                            ('groups', groups)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f'{name} of {type(self).__name__} must be a positive integer, '
+                                 f'got {value!r}')
+        self.in_channels = in_channels
+        self.out_channels = in_channels if out_channels is None else out_channels
+        self.kernel_size = to_pair('kernel_size', kernel_size, 1)
+        self.stride = to_pair('stride', stride, 1)
+        self.dilation = to_pair('dilation', dilation, 1)
+        self.groups = groups
+        same = same_padding(self.kernel_size, self.dilation)
+        self.padding = same if padding is None else to_pair('padding', padding, 0)
+        if kernel_size_override is not None:
+            self.kernel_size = to_pair('kernel_size_override', kernel_size_override, 1)
+            widened = same_padding(self.kernel_size, self.dilation)
+            self.padding = tuple(p + w - s for p, w, s in zip(self.padding, widened, same))
+            if min(self.padding) < 0:
+                raise ValueError(f'kernel_size_override={kernel_size_override!r} needs a negative '
+                                 f'padding in place of kernel_size={kernel_size!r} with '
+                                 f'padding={padding!r}')
+
+    def extra_repr(self) -> str:
+        return (f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, '
+                f'stride={self.stride}, padding={self.padding}, dilation={self.dilation}')
+
+
+class DynamicKernelLayer(ContextLayer):
+    """Base of the layers whose kernels are computed from the input.
+
+    Such kernels act within a channel, so a change of width takes a 1x1 convolution behind
+    them (``projection``), and ``groups`` has no meaning.
+
+    Args: as :class:`ContextLayer`, and
+        bias: Whether to add a learnable bias to the output.
+    """
+
+    def __init__(self, in_channels: int, out_channels: Optional[int], kernel_size: IntPair,
+                 stride: IntPair, padding: Optional[IntPair], dilation: IntPair, groups: int,
+                 bias: bool, kernel_size_override: Optional[IntPair]) -> None:
+        if groups != 1:
+            raise ValueError(f'groups of {type(self).__name__} must be 1 (its kernels are '
+                             f'already shared within channel groups), got {groups!r}')
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation,
+                         groups, kernel_size_override)
+        changes_width = self.out_channels != in_channels
+        self.projection = nn.Conv2d(in_channels, self.out_channels, 1,
+                                    bias=False) if changes_width else nn.Identity()
+        self.bias = nn.Parameter(torch.zeros(self.out_channels)) if bias else None
+
+    def finish(self, y: Tensor) -> Tensor:
+        """Aggregated features [B, in_channels, Ho, Wo] -> output [B, out_channels, Ho, Wo]."""
+        y = self.projection(y)
+        return y if self.bias is None else y + self.bias.view(1, -1, 1, 1).to(y.dtype)

@@ -1,0 +1,81 @@
+"""A convolution split over its output channels into levels with kernels of their own."""
+from fractions import Fraction
+from typing import Dict, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from mmcontext.layers._geometry import ContextLayer, IntPair
+
+
+def split_channels(layer: str, out_channels: int, levels: int,
+                   shares: Dict[int, Tuple[Fraction, ...]]) -> Tuple[int, ...]:
+    """Output channels per level, by the shares published for that number of levels."""
+    if levels not in shares:
+        raise ValueError(f'levels of {layer} must be one of {sorted(shares)} unless out_splits '
+                         f'is given, got {levels!r}')
+    splits = [share * out_channels for share in shares[levels]]
+    if any(split.denominator != 1 for split in splits):
+        raise ValueError(f'out_channels of {layer} with {levels} levels must be divisible by '
+                         f'{max(share.denominator for share in shares[levels])}, '
+                         f'got {out_channels}')
+    return tuple(int(split) for split in splits)
+
+
+class PyramidConv2d(ContextLayer):
+    """Parallel convolutions of one input, concatenated over channels.
+
+    All levels yield the same size: a level whose kernel reaches further is padded more.
+
+    Args: as :class:`ContextLayer`, and
+        bias: Whether every level has a bias.
+        out_splits: Output channels of each level; they add up to ``out_channels``.
+        kernel_sizes: Kernel size of each level, the first of them ``kernel_size``.
+        dilations: Dilation of each level, in multiples of ``dilation``.
+        level_groups: Groups of each level.
+    """
+
+    def __init__(self, in_channels: int, out_channels: Optional[int], kernel_size: IntPair,
+                 stride: IntPair, padding: Optional[IntPair], dilation: IntPair, groups: int,
+                 bias: bool, out_splits: Sequence[int], kernel_sizes: Sequence[IntPair],
+                 dilations: Sequence[int], level_groups: Sequence[int],
+                 kernel_size_override: Optional[IntPair] = None) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation,
+                         groups, kernel_size_override)
+        name = type(self).__name__
+        lengths = {'out_splits': len(out_splits), 'kernel sizes': len(kernel_sizes),
+                   'dilations': len(dilations), 'groups': len(level_groups)}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f'{name} needs one value per level for each of its lists, got '
+                             + ', '.join(f'{count} {key}' for key, count in lengths.items()))
+        if sum(out_splits) != self.out_channels or min(out_splits) < 1:
+            raise ValueError(f'out_splits of {name} must be positive and add up to out_channels='
+                             f'{self.out_channels}, got {tuple(out_splits)}')
+        self.convs = nn.ModuleList()
+        for split, size, scale, level_group in zip(out_splits, kernel_sizes, dilations,
+                                                   level_groups):
+            if in_channels % level_group or split % level_group:
+                raise ValueError(f'{name}: {in_channels} input and {split} output channels of a '
+                                 f'level are not both divisible by its {level_group} groups')
+            size = (size, size) if isinstance(size, int) else tuple(size)
+            level_dilation = tuple(scale * d for d in self.dilation)
+            reach = [d * (k - 1) for d, k in zip(level_dilation, size)]
+            base_reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size)]
+            if any((r - b) % 2 for r, b in zip(reach, base_reach)):
+                raise ValueError(f'{name}: a level with kernel {size} and dilation '
+                                 f'{level_dilation} cannot be centred on one with kernel '
+                                 f'{self.kernel_size} and dilation {self.dilation}')
+            level_padding = tuple(p + (r - b) // 2
+                                  for p, r, b in zip(self.padding, reach, base_reach))
+            if min(level_padding) < 0:
+                raise ValueError(f'{name}: a level with kernel {size} and dilation '
+                                 f'{level_dilation} would need padding {level_padding}')
+            self.convs.append(
+                nn.Conv2d(in_channels, split, size, stride=self.stride, padding=level_padding,
+                          dilation=level_dilation, groups=level_group, bias=bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""
+        if len(self.convs) == 1:
+            return self.convs[0](x)
+        return torch.cat([conv(x) for conv in self.convs], dim=1)

@@ -1,0 +1,120 @@
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
+from torch import Tensor, nn
+
+from mmcontext.layers._conv_norm import conv_norm_act
+from mmcontext.layers._geometry import DynamicKernelLayer, IntPair, same_padding
+from mmcontext.ops import local_aggregation
+from mmcontext.registry import MODELS
+
+_SHARE_CHANNELS = 8
+_KEY_GROUPS = {1: 4, 2: 8}
+
+
+@MODELS.register_module()
+class CoT2d(DynamicKernelLayer):
+    """Contextual transformer layer: static context from a convolution, dynamic context from
+    kernels computed of the input and that convolution, fused by split attention.
+
+    From "Contextual Transformer Networks for Visual Recognition",
+    https://arxiv.org/abs/2107.12292. ``cardinality=2`` is the CoXt layer of CoTNeXt. Takes the
+    place of a convolution with its norm and activation, also as ``conv_cfg`` and as ``dcn``.
+
+    Args:
+        in_channels: Channels of the input, divisible by 8 * ``cardinality``.
+        out_channels: Channels of the output; other than ``in_channels`` adds a 1x1
+            convolution at the end. None for ``in_channels``.
+        kernel_size: Odd size of the neighbourhood. Defaults to 3.
+        stride: Step in input pixels; above 1 a 3x3 average pool of that stride (padding 1,
+            counted) stands before the layer. Defaults to 1.
+        padding: Only what keeps the size at stride 1, or None for the same.
+        dilation: Distance of two taps. Defaults to 1.
+        groups: Must be 1.
+        bias: Whether to add a bias to the output. Defaults to False.
+        cardinality: 1 for CoT, 2 for CoXt. Defaults to 1.
+        norm_cfg: Norm of key, value and embeddings. Defaults to BN. (The kernels have a
+            group norm of their own.)
+        kernel_size_override: Kernel size in place of ``kernel_size``, for callers that
+            fix it; the output size stays.
+
+    Shape: [B, in_channels, H, W] -> [B, out_channels, Ho, Wo], sizes as of ``Conv2d``.
+
+    Raises:
+        ValueError: ``in_channels`` does not divide as said, or the kernel is even, or the
+            padding changes the size.
+    """
+
+    normalised = True
+
+    def __init__(self, in_channels: int, out_channels: Optional[int] = None,
+                 kernel_size: IntPair = 3, stride: IntPair = 1,
+                 padding: Optional[IntPair] = None, dilation: IntPair = 1, groups: int = 1,
+                 bias: bool = False, cardinality: int = 1, norm_cfg: Optional[dict] = None,
+                 kernel_size_override: Optional[IntPair] = None) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation,
+                         groups, bias, kernel_size_override)
+        if cardinality not in _KEY_GROUPS:
+            raise ValueError(f'cardinality of CoT2d must be 1 or 2, got {cardinality!r}')
+        if in_channels % (_SHARE_CHANNELS * cardinality):
+            raise ValueError(f'in_channels of CoT2d with cardinality {cardinality} must be '
+                             f'divisible by {_SHARE_CHANNELS * cardinality}, got {in_channels}')
+        if any(k % 2 == 0 for k in self.kernel_size):
+            raise ValueError(f'kernel_size of CoT2d must be odd, got {self.kernel_size}')
+        if self.padding != same_padding(self.kernel_size, self.dilation):
+            raise ValueError(
+                f'padding of CoT2d must keep the size, '
+                f'{same_padding(self.kernel_size, self.dilation)} for kernel_size '
+                f'{self.kernel_size} and dilation {self.dilation}, got {self.padding}')
+        self.cardinality = cardinality
+        half = in_channels // 2
+        kernel_groups = in_channels // _SHARE_CHANNELS
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        relu = dict(type='ReLU')
+        self.key = conv_norm_act(in_channels, in_channels, self.kernel_size, norm_cfg, relu,
+                                 padding=self.padding, dilation=self.dilation,
+                                 groups=_KEY_GROUPS[cardinality], bias=False)
+        self.embed = conv_norm_act(2 * in_channels, half, 1, norm_cfg, relu, groups=cardinality,
+                                   bias=False)
+        self.span = nn.Conv2d(half, kernel_groups * taps, 1, groups=cardinality)
+        self.span_norm = nn.GroupNorm(kernel_groups, kernel_groups * taps)
+        self.value = conv_norm_act(in_channels, in_channels, 1, norm_cfg, None,
+                                   groups=cardinality, bias=False)
+        self.norm = build_norm_layer(norm_cfg or dict(type='BN'), in_channels)[1]
+        attention = max(half, 32)
+        self.attend = nn.Sequential(conv_norm_act(in_channels, attention, 1, norm_cfg, relu),
+                                    nn.Conv2d(attention, 2 * in_channels, 1))
+        self._kernel_shape = (kernel_groups // cardinality, taps)
+
+    def _join(self, x: Tensor, key: Tensor) -> Tensor:
+        """[B, 2 C, H, W]: one after the other, or channel by channel for grouped embeddings."""
+        if self.cardinality == 1:
+            return torch.cat((x, key), dim=1)
+        return torch.stack((x, key), dim=2).flatten(1, 2)
+
+    def _aggregate(self, value: Tensor, kernels: Tensor) -> Tensor:
+        halves = zip(value.chunk(self.cardinality, 1), kernels.chunk(self.cardinality, 1))
+        parts = [
+            # (Not unflatten: behind it the ONNX exporter takes all sizes for constants.)
+            local_aggregation(v, k.view(k.shape[0], *self._kernel_shape, k.shape[2], k.shape[3]),
+                              self.kernel_size, padding=self.padding, dilation=self.dilation,
+                              share='interleaved')
+            for v, k in halves
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""
+        if self.stride != (1, 1):
+            x = F.avg_pool2d(x, 3, self.stride, padding=1)
+        key = self.key(x)
+        kernels = self.span_norm(self.span(self.embed(self._join(x, key))))
+        dynamic = F.silu(self.norm(self._aggregate(self.value(x), kernels)))
+        pooled = (dynamic + key).mean(dim=(2, 3), keepdim=True)
+        logits = self.attend(pooled).view(x.shape[0], self.in_channels, 2, 1, 1)
+        # A softmax over two is a sigmoid of their difference, and its use an interpolation: one
+        # pass over the features in place of three.
+        weight = torch.sigmoid(logits[:, :, 0] - logits[:, :, 1]).to(dynamic.dtype)
+        return self.finish(torch.lerp(key.to(dynamic.dtype), dynamic, weight))

@@ -1,0 +1,69 @@
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmcontext.layers._geometry import IntPair
+from mmcontext.layers.involution import Involution2d
+from mmcontext.registry import MODELS
+
+_GATE_KERNEL = 3
+
+
+@MODELS.register_module()
+class CVolution2d(Involution2d):
+    """C-volution: involution of features that a global gate has weighted channel by channel.
+
+    From "C-volution: A Hybrid Operator for Visual Recognition", PRCV 2023. The gate is the
+    spatial mean of a grouped 3x3 convolution of the input. Takes the place of ``Conv2d``, also
+    as ``conv_cfg`` and as ``dcn``.
+
+    Args: as :class:`Involution2d`, and
+        gate_groups: Groups of the gate's convolution; divides ``in_channels``. 16 in the
+            published backbone (the default), 4 in its necks and heads.
+
+    Shape: [B, in_channels, H, W] -> [B, out_channels, Ho, Wo], sizes as of ``Conv2d``.
+
+    Raises:
+        ValueError: ``in_channels`` does not divide as said.
+    """
+
+    _reduce_bias = True
+
+    def __init__(self, in_channels: int, out_channels: Optional[int] = None,
+                 kernel_size: IntPair = 7, stride: IntPair = 1,
+                 padding: Optional[IntPair] = None, dilation: IntPair = 1, groups: int = 1,
+                 bias: bool = False, gate_groups: int = 16, **kwargs) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation,
+                         groups, bias, **kwargs)
+        if not isinstance(gate_groups, int) or gate_groups < 1 or in_channels % gate_groups:
+            raise ValueError(f'in_channels={in_channels} of CVolution2d is not divisible by '
+                             f'gate_groups={gate_groups!r}')
+        self.gate_padding = tuple(k // 2 for k in self.kernel_size)
+        self.gate = nn.Conv2d(in_channels, in_channels, _GATE_KERNEL, padding=self.gate_padding,
+                              groups=gate_groups, bias=False)
+
+    def gate_values(self, x: Tensor) -> Tensor:
+        """The gate [B, in_channels, 1, 1]: mean of the padded convolution, border included."""
+        if min(self.gate_padding) < _GATE_KERNEL - 1:
+            return self.gate(x).mean(dim=(2, 3), keepdim=True)
+        # With that much padding every tap meets every pixel once, so that the mean of the
+        # convolution is a matrix product with the sum of x: the same number for C/9 of the work.
+        groups = self.gate.groups
+        height, width = (size + 2 * pad - _GATE_KERNEL + 1
+                         for size, pad in zip(x.shape[-2:], self.gate_padding))
+        if torch.jit.is_tracing():
+            # A trace takes those sizes for constants; these are the same ones, zero by zero.
+            rows, cols = (pad - _GATE_KERNEL // 2 for pad in self.gate_padding)
+            total = F.pad(x, (cols, cols, rows, rows)).mean(dim=(2, 3))
+        else:
+            total = x.sum(dim=(2, 3)) / (height * width)
+        total = total.view(x.shape[0], groups, -1)
+        taps = self.gate.weight.sum(dim=(2, 3)).unflatten(0, (groups, -1))
+        # On the CPU a grouped convolution of one pixel takes several times as long.
+        gate = torch.einsum('bgi,goi->bgo', total, taps)
+        return gate.flatten(1)[:, :, None, None]
+
+    def values(self, x: Tensor) -> Tensor:
+        return x * self.gate_values(x)
