@@ -1,0 +1,8 @@
+"""Backbones, necks and heads.
+
+Heads that subclass classes of mmpretrain, mmdet or mmsegmentation are not imported here:
+``mmcontext.registry`` loads them when a config names them.
+"""
+from mmcontext.models import backbones, necks
+
+__all__ = ['backbones', 'necks']

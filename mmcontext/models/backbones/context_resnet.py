@@ -1,0 +1,313 @@
+"""The trunk: a ResNet whose stem, spatial layer, shortcut and last norm are choices."""
+from typing import Dict, Optional, Sequence, Tuple, Union
+
+import torch.nn.functional as F
+import torch.utils.checkpoint as checkpoint
+from mmcv.cnn import ConvModule, build_activation_layer, build_norm_layer
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule, Sequential
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmcontext.layers.blur_pool import BlurPool2d
+from mmcontext.registry import MODELS
+
+_STAGES = 4
+# Which stages give up their stride, and with what dilation, for an output stride.
+_OUTPUT_STRIDES = {32: (1, 1, 1, 1), 16: (1, 1, 1, 2), 8: (1, 1, 2, 4)}
+
+
+class ResidualBlock(BaseModule):
+    """Residual block around a spatial layer: [1x1,] spatial layer, 1x1.
+
+    Args:
+        in_channels: Channels of the input.
+        width: Channels at the spatial layer.
+        out_channels: Channels of the output.
+        spatial: The spatial layer, from ``width`` (from ``in_channels`` without ``reduce``)
+            to ``width`` channels; norm and activation follow unless it has its own.
+        shortcut: Module of the shortcut, or None for the identity.
+        reduce: Whether a 1x1 convolution stands before the spatial layer.
+        blur_stride: Stride of a blur pool behind the spatial layer; 1 for none.
+        norm_after_add: Whether the last norm stands behind the addition.
+        zero_init: Whether the last norm starts at zero, so that the block is the shortcut.
+        drop_path_rate: Probability to drop the residual branch of a sample.
+        with_cp: Whether to recompute the block in backward.
+        norm_cfg: Norms of the block.
+        act_cfg: Activations of the block.
+    """
+
+    def __init__(self, in_channels: int, width: int, out_channels: int, spatial: nn.Module,
+                 shortcut: Optional[nn.Module], reduce: bool, blur_stride: int,
+                 norm_after_add: bool, zero_init: bool, drop_path_rate: float, with_cp: bool,
+                 norm_cfg: dict, act_cfg: dict) -> None:
+        # Behind the addition a zero norm would silence the shortcut too.
+        super().__init__(init_cfg=dict(type='Constant', val=0, override=dict(name='norm3'))
+                         if zero_init and not norm_after_add else None)
+        self.with_cp = with_cp
+        self.norm_after_add = norm_after_add
+        self.reduce = nn.Sequential(
+            nn.Conv2d(in_channels, width, 1, bias=False),
+            build_norm_layer(norm_cfg, width)[1],
+            build_activation_layer(act_cfg)) if reduce else nn.Identity()
+        self.spatial = spatial
+        if getattr(spatial, 'normalised', False):
+            self.norm2 = nn.Identity()
+        else:
+            self.norm2 = nn.Sequential(
+                build_norm_layer(norm_cfg, width)[1], build_activation_layer(act_cfg))
+        self.blur = BlurPool2d(blur_stride) if blur_stride > 1 else nn.Identity()
+        self.expand = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.norm3 = build_norm_layer(norm_cfg, out_channels)[1]
+        self.shortcut = nn.Identity() if shortcut is None else shortcut
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+        self.act = build_activation_layer(act_cfg)
+
+    def _residual(self, x: Tensor) -> Tensor:
+        y = self.blur(self.norm2(self.spatial(self.reduce(x))))
+        y = self.expand(y)
+        identity = self.shortcut(x)
+        if self.norm_after_add:
+            return self.norm3(self.drop_path(y) + identity)
+        return self.drop_path(self.norm3(y)) + identity
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""
+        if self.with_cp and x.requires_grad:
+            y = checkpoint.checkpoint(self._residual, x, use_reentrant=False)
+        else:
+            y = self._residual(x)
+        return self.act(y)
+
+
+class ContextResNet(BaseModule):
+    """Four stages of residual blocks; a family is a subclass that fills in the choices.
+
+    Args:
+        depth: Depth of the network, a key of ``arch_settings``.
+        in_channels: Channels of the image. Defaults to 3.
+        base_channels: Width of the first stage; the published networks have 64.
+        strides: Stride of the first block of each stage; None for the published ones.
+        dilations: Dilation of the spatial layers of each stage. Defaults to 1 everywhere.
+        output_stride: 8 or 16 take the stride from the last stages and dilate them instead;
+            excludes ``strides`` and ``dilations``. None (32 for the published strides).
+        out_indices: Stages whose output is returned. Defaults to the last.
+        frozen_stages: The stem and that many stages are kept fixed (parameters and
+            statistics); 0 is the stem alone, -1 (default) nothing.
+        norm_cfg: Norms. Defaults to BN.
+        norm_eval: Whether norms stay in eval mode in training. Defaults to False.
+        act_cfg: Activations of stem and blocks. Defaults to ReLU.
+        with_cp: Whether to recompute blocks in backward to save memory. Defaults to False.
+        drop_path_rate: Stochastic depth at the last block; it grows linearly from 0.
+        zero_init_residual: Whether the last norm of each residual branch starts at zero;
+            None for what the family was published with.
+        layer_cfg: Further arguments of the spatial layers, e.g. ``dict(kernel_size=5)``.
+        pretrained: Checkpoint to start from; short for ``init_cfg`` of type Pretrained, as
+            mmseg's ``model.pretrained`` passes it on.
+        init_cfg: Initialisation, e.g. ``dict(type='Pretrained', checkpoint=...,
+            prefix='backbone.')``. Defaults to Kaiming for convolutions, 1 for norms.
+
+    Shape: [B, in_channels, H, W] -> tuple of [B, C_i, H_i, W_i], one per ``out_indices``,
+        sizes H / 4, 8, 16, 32 rounded up.
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+
+    arch_settings: Dict[int, Tuple[int, ...]] = {}
+    strides = (1, 2, 2, 2)
+    expansion = 4
+    stem_type = 'plain'
+    max_pool = True
+    reduce = True
+    # Pool of the shortcut: None strides the 1x1 convolution itself; 'max' stands before it in
+    # every first block, 'avg' where there is a stride.
+    shortcut_pool: Optional[str] = None
+    norm_after_add_at_stage_end = False
+    blur_strides = False
+    zero_init_residual = False
+
+    def __init__(self,
+                 depth: int,
+                 in_channels: int = 3,
+                 base_channels: int = 64,
+                 strides: Optional[Sequence[int]] = None,
+                 dilations: Optional[Sequence[int]] = None,
+                 output_stride: Optional[int] = None,
+                 out_indices: Union[int, Sequence[int]] = (_STAGES - 1, ),
+                 frozen_stages: int = -1,
+                 norm_cfg: Optional[dict] = None,
+                 norm_eval: bool = False,
+                 act_cfg: Optional[dict] = None,
+                 with_cp: bool = False,
+                 drop_path_rate: float = 0.,
+                 zero_init_residual: Optional[bool] = None,
+                 layer_cfg: Optional[dict] = None,
+                 pretrained: Optional[str] = None,
+                 init_cfg: Union[dict, Sequence[dict], None] = None) -> None:
+        if pretrained is not None:
+            if init_cfg is not None:
+                raise ValueError(f'pretrained={pretrained!r} and init_cfg exclude each other')
+            init_cfg = dict(type='Pretrained', checkpoint=pretrained)
+        super().__init__(init_cfg or [
+            dict(type='Kaiming', layer=['Conv2d']),
+            dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm'])
+        ])
+        if depth not in self.arch_settings:
+            raise ValueError(f'depth of {type(self).__name__} must be one of '
+                             f'{sorted(self.arch_settings)}, got {depth!r}')
+        self.depth = depth
+        self.norm_cfg = norm_cfg or dict(type='BN', requires_grad=True)
+        self.act_cfg = act_cfg or dict(type='ReLU', inplace=True)
+        self.norm_eval = norm_eval
+        self.layer_cfg = layer_cfg or {}
+        self.base_channels = base_channels
+        self.out_indices = self._check_indices(out_indices)
+        if frozen_stages not in range(-1, _STAGES + 1):
+            raise ValueError(f'frozen_stages must be -1 to {_STAGES}, got {frozen_stages!r}')
+        self.frozen_stages = frozen_stages
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate!r}')
+        if zero_init_residual is None:
+            zero_init_residual = self.zero_init_residual
+        strides, dilations = self._strides_and_dilations(strides, dilations, output_stride)
+
+        self.stem = self._make_stem(in_channels)
+        blocks_per_stage = self.arch_settings[depth]
+        total = sum(blocks_per_stage)
+        channels = self._stem_out_channels()
+        self.layer_names = []
+        for stage, blocks in enumerate(blocks_per_stage):
+            out_channels = base_channels * 2**stage * self._output_expansion()
+            first = sum(blocks_per_stage[:stage])
+            layer = Sequential(*(
+                self._make_block(
+                    stage, index, channels if index == 0 else out_channels, out_channels,
+                    stride=strides[stage] if index == 0 else 1, dilation=dilations[stage],
+                    last=index == blocks - 1,
+                    drop_path_rate=drop_path_rate * (first + index) / max(total - 1, 1),
+                    zero_init=zero_init_residual, with_cp=with_cp)
+                for index in range(blocks)))
+            name = f'layer{stage + 1}'
+            self.add_module(name, layer)
+            self.layer_names.append(name)
+            channels = out_channels
+        self._freeze_stages()
+
+    # The family's choices
+
+    def _width(self, stage: int) -> int:
+        """Channels at the spatial layers of a stage."""
+        return self.base_channels * 2**stage
+
+    def _output_expansion(self) -> int:
+        """Output channels of a stage, in multiples of base_channels * 2**stage."""
+        return self.expansion
+
+    def _spatial_cfg(self, stage: int, index: int) -> dict:
+        """Type and arguments of the spatial layer of a block, without widths and geometry."""
+        raise NotImplementedError
+
+    def _stem_out_channels(self) -> int:
+        return self.base_channels
+
+    def _make_stem(self, in_channels: int) -> nn.Sequential:
+        return nn.Sequential(
+            self._conv_norm_act(in_channels, self.base_channels, 7, stride=2, padding=3))
+
+    # What all families share
+
+    def _conv_norm_act(self, in_channels: int, out_channels: int, kernel_size: int,
+                       **options) -> ConvModule:
+        return ConvModule(in_channels, out_channels, kernel_size, bias=False,
+                          norm_cfg=self.norm_cfg, act_cfg=self.act_cfg, **options)
+
+    @staticmethod
+    def _check_indices(out_indices: Union[int, Sequence[int]]) -> Tuple[int, ...]:
+        indices = (out_indices, ) if isinstance(out_indices, int) else tuple(out_indices)
+        if not indices or any(i not in range(_STAGES) for i in indices):
+            raise ValueError(f'out_indices must be stages 0 to {_STAGES - 1}, '
+                             f'got {out_indices!r}')
+        return indices
+
+    def _strides_and_dilations(
+            self, strides: Optional[Sequence[int]], dilations: Optional[Sequence[int]],
+            output_stride: Optional[int]) -> Tuple[Tuple[int, ...], Tuple[int, ...]]:
+        if output_stride is not None:
+            if output_stride not in _OUTPUT_STRIDES:
+                raise ValueError(f'output_stride must be one of {sorted(_OUTPUT_STRIDES)}, '
+                                 f'got {output_stride!r}')
+            if strides is not None or dilations is not None:
+                raise ValueError(f'output_stride={output_stride} excludes strides and dilations')
+            dilations = _OUTPUT_STRIDES[output_stride]
+            strides = tuple(1 if d > 1 else s for s, d in zip(type(self).strides, dilations))
+        strides = tuple(type(self).strides if strides is None else strides)
+        dilations = tuple((1, ) * _STAGES if dilations is None else dilations)
+        for name, values in (('strides', strides), ('dilations', dilations)):
+            if len(values) != _STAGES or any(not isinstance(v, int) or v < 1 for v in values):
+                raise ValueError(f'{name} must be {_STAGES} positive integers, got {values!r}')
+        return strides, dilations
+
+    def _make_shortcut(self, in_channels: int, out_channels: int, stride: int,
+                       first: bool) -> Optional[nn.Module]:
+        modules, conv_stride = [], stride
+        if first and self.shortcut_pool == 'max' and (stride > 1 or in_channels != out_channels):
+            modules.append(nn.MaxPool2d(3, stride, padding=1))
+            conv_stride = 1
+        elif stride > 1 and self.shortcut_pool == 'avg':
+            modules.append(
+                nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False))
+            conv_stride = 1
+        if conv_stride > 1 or in_channels != out_channels:
+            modules += [
+                nn.Conv2d(in_channels, out_channels, 1, stride=conv_stride, bias=False),
+                build_norm_layer(self.norm_cfg, out_channels)[1]
+            ]
+        return nn.Sequential(*modules) if modules else None
+
+    def _make_block(self, stage: int, index: int, in_channels: int, out_channels: int,
+                    stride: int, dilation: int, last: bool, drop_path_rate: float,
+                    zero_init: bool, with_cp: bool) -> ResidualBlock:
+        width = self._width(stage)
+        spatial = MODELS.build({
+            **self._spatial_cfg(stage, index),
+            'in_channels': width if self.reduce else in_channels,
+            'out_channels': width,
+            'stride': 1 if self.blur_strides else stride,
+            'dilation': dilation,
+        })
+        return ResidualBlock(
+            in_channels, width, out_channels, spatial,
+            self._make_shortcut(in_channels, out_channels, stride, index == 0), self.reduce,
+            stride if self.blur_strides else 1, last and self.norm_after_add_at_stage_end,
+            zero_init, drop_path_rate, with_cp, self.norm_cfg, self.act_cfg)
+
+    def _freeze_stages(self) -> None:
+        frozen = [self.stem] if self.frozen_stages >= 0 else []
+        frozen += [getattr(self, name) for name in self.layer_names[:max(self.frozen_stages, 0)]]
+        for module in frozen:
+            module.eval()
+            for parameter in module.parameters():
+                parameter.requires_grad = False
+
+    def train(self, mode: bool = True) -> 'ContextResNet':
+        """Set the mode; frozen stages, and with ``norm_eval`` all norms, stay in eval."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """Feature maps of the stages named by ``out_indices``."""
+        x = self.stem(x)
+        if self.max_pool:
+            x = F.max_pool2d(x, 3, stride=2, padding=1)
+        outputs = []
+        for stage, name in enumerate(self.layer_names):
+            x = getattr(self, name)(x)
+            if stage in self.out_indices:
+                outputs.append(x)
+        return tuple(outputs)
