@@ -1,0 +1,117 @@
+"""The authors' continuous CNNs: their entries change shape as well as name."""
+import re
+from typing import Dict, List, Mapping, Optional, Pattern, Tuple
+
+import torch
+from torch import Tensor
+
+from mmcontext.utils.errors import CheckpointError
+
+# What ``convert_official.py --arch`` calls them.
+CCNN_ARCH = 'ccnn'
+
+_CONV = r'((?:blocks\.\d+\.)?conv[12])'
+_KERNEL_LEAF = r'(weight|bias)'
+
+# Pattern of the whole key and its new name; None for entries without a counterpart.
+_RENAMES: List[Tuple[Pattern, Optional[str]]] = [
+    (re.compile(pattern), target) for pattern, target in (
+        # Multiplicative filter networks (MAGNet, Gabor, Fourier), then SIREN, then MLPs.
+        (rf'{_CONV}\.Kernel\.(filters\.\d+\.(?:mu|gamma))', r'backbone.\1.kernel_net.\2'),
+        (rf'{_CONV}\.Kernel\.(filters\.\d+\.linear|linears\.\d+|output_linear)\.{_KERNEL_LEAF}',
+         r'backbone.\1.kernel_net.\2.\3'),
+        (rf'{_CONV}\.Kernel\.kernel_net\.(\d+)\.{_KERNEL_LEAF}',
+         r'backbone.\1.kernel_net.layers.\2.\3'),
+        (rf'{_CONV}\.Kernel\.kernel_net\.\d+\.omega_0', None),
+        (rf'{_CONV}\.Kernel\.input_layers\.(0|linear)\.{_KERNEL_LEAF}',
+         r'backbone.\1.kernel_net.embedding.\2.\3'),
+        (rf'{_CONV}\.Kernel\.hidden_layers\.(\d+)\.{_KERNEL_LEAF}',
+         r'backbone.\1.kernel_net.layers.\2.\3'),
+        (rf'{_CONV}\.mask_width_param', r'backbone.\1.mask_width'),
+        (rf'{_CONV}\.mask_mean_param', r'backbone.\1.mask_mean'),
+        (rf'{_CONV}\.(mask_threshold|train_length|initialized|bias|channel_mixer\.\w+)',
+         r'backbone.\1.\2'),
+        (rf'{_CONV}\.(?:conv_kernel|kernel_positions|linspace_stepsize)', None),
+        (r'((?:blocks\.\d+\.)?norm[12]|out_norm|blocks\.\d+\.linear1)\.(\w+)', r'backbone.\1.\2'),
+        (r'(blocks\.\d+\.shortcut)\.0\.(weight|bias)', r'backbone.\1.\2'),
+        (r'out_layer\.(weight|bias)', r'head.fc.\1'),
+    )
+]
+# Three entries per hidden layer (linear, norm, activation) in the authors' MLP; two here.
+_MLP_LAYER = re.compile(r'(.*\.Kernel\.hidden_layers)\.(\d+)\.(\w+)')
+
+
+def _rename(key: str) -> Optional[str]:
+    """New name, None to leave the entry out.
+
+    Raises:
+        KeyError: The key is unknown.
+    """
+    for pattern, target in _RENAMES:
+        match = pattern.fullmatch(key)
+        if match:
+            return None if target is None else match.expand(target)
+    raise KeyError(key)
+
+
+def _renumber(state: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+    """Close the gaps that pools leave in the numbering of blocks, and norms in that of MLPs."""
+    numbers = sorted({int(key.split('.')[1]) for key in state if key.startswith('blocks.')})
+    position = {str(number): str(i) for i, number in enumerate(numbers)}
+    renumbered = {}
+    for key, value in state.items():
+        if key.startswith('blocks.'):
+            _, number, rest = key.split('.', 2)
+            key = f'blocks.{position[number]}.{rest}'
+        match = _MLP_LAYER.fullmatch(key)
+        if match:
+            key = f'{match[1]}.{int(match[2]) // 3 * 2}.{match[3]}'
+        renumbered[key] = value
+    return renumbered
+
+
+def convert_ccnn(state: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+    """Translate a CCNN, any size, task, block and number of axes, for an ``ImageClassifier``.
+
+    Args:
+        state: The authors' entries, bare or under ``network.`` (Lightning).
+
+    Returns:
+        Entries for ``mmcontext.CCNN`` and a linear head ``head.fc``.
+
+    Raises:
+        CheckpointError: It is not a CCNN; the message lists what does not fit.
+    """
+    prefix = 'network.'
+    if any(key.startswith(prefix) for key in state):
+        # Beside the network Lightning keeps metrics.
+        state = {k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)}
+    if 'out_layer.weight' not in state:
+        raise CheckpointError("the checkpoint is no CCNN: it has no entry 'out_layer.weight'")
+    dim = state['out_layer.weight'].dim() - 2
+    converted, unknown = {}, []
+    for key, value in _renumber(state).items():
+        try:
+            target = _rename(key)
+        except KeyError:
+            unknown.append(key)
+            continue
+        if target is None:
+            continue
+        if target.endswith('.train_length'):
+            # One length for all axes there, one an axis here.
+            value = value.long().expand(dim).clone()
+        elif target.endswith('.initialized'):
+            value = value.bool()
+        elif target.endswith('.weight') and ('.kernel_net.' in target or '.fc.' in target):
+            # 1x1 convolutions on a grid there, linear layers on a list of positions here.
+            value = value.flatten(1)
+        converted[target] = value
+    if unknown:
+        raise CheckpointError(f'the checkpoint does not fit a CCNN; {len(unknown)} unknown '
+                              f'entries: {", ".join(unknown[:20])}')
+    # Older versions do not store the flag; what was trained has been rescaled.
+    for key in [k for k in converted if k.endswith('.train_length')]:
+        converted.setdefault(key.replace('train_length', 'initialized'),
+                             torch.ones(1, dtype=torch.bool))
+    return converted
