@@ -1,0 +1,46 @@
+"""STL-10 from its binary files."""
+import os.path as osp
+from typing import List, Sequence
+
+import numpy as np
+from mmpretrain.datasets import BaseDataset
+
+from mmcontext.registry import DATASETS
+from mmcontext.utils.errors import DataError
+
+
+@DATASETS.register_module()
+class STL10(BaseDataset):
+    """Ten classes of 96x96 colour images, 5000 to train with and 8000 to test.
+
+    Expects ``train_X.bin``, ``train_y.bin``, ``test_X.bin`` and ``test_y.bin``, as
+    ``stl10_binary`` unpacks. Samples have ``img``, RGB [96, 96, 3], and ``gt_label``.
+
+    Args:
+        data_root (str): Folder with the files; nothing is downloaded.
+        split (str): 'train' or 'test'. Defaults to 'train'.
+        pipeline (Sequence): Transforms. Defaults to ().
+        **kwargs: Others of mmpretrain's ``BaseDataset``.
+    """
+
+    METAINFO = dict(classes=('airplane', 'bird', 'car', 'cat', 'deer', 'dog', 'horse', 'monkey',
+                             'ship', 'truck'))
+
+    def __init__(self, data_root: str, split: str = 'train', pipeline: Sequence = (),
+                 **kwargs) -> None:
+        if split not in ('train', 'test'):
+            raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+        self.split = split
+        super().__init__(ann_file='', data_root=data_root, pipeline=pipeline, **kwargs)
+
+    def load_data_list(self) -> List[dict]:
+        """Images and labels of the split."""
+        paths = [osp.join(self.data_root, f'{self.split}_{part}.bin') for part in 'Xy']
+        for path in paths:
+            if not osp.isfile(path):
+                raise DataError(f'no file {path}; unpack stl10_binary there or set data_root')
+        # Stored by column, channel first.
+        images = np.fromfile(paths[0], dtype=np.uint8).reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
+        labels = np.fromfile(paths[1], dtype=np.uint8)
+        return [dict(img=np.ascontiguousarray(image), gt_label=int(label) - 1)
+                for image, label in zip(images, labels)]

@@ -1,0 +1,86 @@
+"""Checkpoint hook that never leaves a run without a whole checkpoint."""
+import os
+import os.path as osp
+from typing import Union
+
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+
+from mmcontext.registry import HOOKS
+
+
+@register_backend('mmcontext_atomic')
+class AtomicLocalBackend(LocalBackend):
+    """Local files that appear under their name only once they are written to the end."""
+
+    def put(self, obj: bytes, filepath: Union[str, os.PathLike]) -> None:
+        """Write bytes beside ``filepath``, flush them to the disk, and rename."""
+        folder, name = osp.split(osp.abspath(filepath))
+        os.makedirs(folder, exist_ok=True)
+        scratch = osp.join(folder, f'.{name}.part')
+        with open(scratch, 'wb') as file:
+            file.write(obj)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, filepath)
+
+
+@HOOKS.register_module()
+class AtomicCheckpointHook(CheckpointHook):
+    """mmengine's CheckpointHook, safe against being killed at any moment.
+
+    A checkpoint is written beside its name and renamed when complete, and the one it replaces
+    (``max_keep_ckpts``, ``save_best``) is removed only after that; mmengine removes it before,
+    so that with ``max_keep_ckpts=1`` a kill during the write loses everything.
+
+    Takes mmengine's arguments. Remote folders are left to their own backend.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        remote = self.out_dir is not None and '://' in str(self.out_dir)
+        if self.backend_args is None and self.file_client_args is None and not remote:
+            self.backend_args = dict(backend='mmcontext_atomic')
+
+    def _remove(self, path: str) -> None:
+        if not is_main_process():
+            return
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):
+            # checkpoints saved by deepspeed are directories
+            self.file_backend.rmtree(path)
+
+    def _save_checkpoint_with_step(self, runner, step, meta):
+        outdated = None
+        if self.max_keep_ckpts > 0 and len(self.keep_ckpt_ids) == self.max_keep_ckpts \
+                and self.keep_ckpt_ids[-1] != step:
+            # Taken out of the queue, so that the parent class does not remove it first.
+            outdated = self.keep_ckpt_ids.popleft()
+        super()._save_checkpoint_with_step(runner, step, meta)
+        if outdated is not None:
+            self._remove(self.file_backend.join_path(
+                self.out_dir, self.filename_tmpl.format(outdated)))
+
+    def _save_best_checkpoint(self, runner, metrics) -> None:
+        if not self.save_best:
+            return
+        if len(self.key_indicators) == 1:
+            replaced = {None: self.best_ckpt_path}
+            # Hidden, so that the parent class does not remove it before the new one is there.
+            self.best_ckpt_path = None
+        else:
+            replaced = dict(self.best_ckpt_path_dict)
+            self.best_ckpt_path_dict = dict.fromkeys(self.key_indicators)
+        super()._save_best_checkpoint(runner, metrics)
+        for key, path in replaced.items():
+            current = self.best_ckpt_path if key is None else self.best_ckpt_path_dict[key]
+            if current is None:
+                if key is None:
+                    self.best_ckpt_path = path
+                else:
+                    self.best_ckpt_path_dict[key] = path
+            elif path is not None and path != current:
+                self._remove(path)
+                runner.logger.info(f'The previous best checkpoint {path} is removed')

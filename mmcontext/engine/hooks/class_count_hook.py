@@ -1,0 +1,81 @@
+"""Stop before training or testing where a detector and its data disagree about classes."""
+from typing import Any, Iterator
+
+from mmengine.hooks import Hook
+from torch import nn
+
+from mmcontext.registry import HOOKS
+from mmcontext.utils.errors import DataError
+
+# Parts of mmdet's detectors whose num_classes is not that of the data.
+_OTHER_CLASSES = ('VGG', 'SSDVGG', 'FusedSemanticHead')
+
+
+def _innermost(dataset: Any) -> Iterator[Any]:
+    """The datasets inside any wrappers."""
+    inner = getattr(dataset, 'datasets', None) or \
+        ([dataset.dataset] if hasattr(dataset, 'dataset') else [])
+    for item in inner:
+        yield from _innermost(item)
+    if not inner:
+        yield dataset
+
+
+def check_classes(model: nn.Module, dataset: Any) -> None:
+    """Compare the classes of heads, dataset and annotation file.
+
+    mmdet itself trains on: a head with too few classes takes the labels beyond them for
+    background, and classes that the annotation file does not name lose their objects.
+
+    Args:
+        model (nn.Module): a detector.
+        dataset (Dataset): what it is trained or tested on, wrapped or not.
+
+    Raises:
+        DataError: where they disagree.
+    """
+    for data in _innermost(dataset):
+        name = type(data).__name__
+        classes = (getattr(data, 'metainfo', None) or {}).get('classes')
+        if classes is None:
+            continue
+        if isinstance(classes, str):
+            raise DataError(f"metainfo.classes of {name} must be a tuple of names, got the "
+                            f"string {classes!r}; for one class write ({classes!r}, )")
+        for path, module in model.named_modules():
+            count = getattr(module, 'num_classes', None)
+            if not isinstance(count, int) or path.endswith('rpn_head') \
+                    or type(module).__name__ in _OTHER_CLASSES:
+                continue
+            if count != len(classes):
+                raise DataError(
+                    f'{path} ({type(module).__name__}) has num_classes={count}, but {name} has '
+                    f'{len(classes)} classes; set num_classes of the heads, or metainfo.classes '
+                    'of the dataset')
+        # CocoDataset keeps the ids of the categories that it found by the names of its classes.
+        found = getattr(data, 'cat_ids', None)
+        if isinstance(found, list) and len(found) != len(classes):
+            raise DataError(
+                f'only {len(found)} of the {len(classes)} classes of {name} are among the '
+                f'categories of {data.ann_file}; set metainfo.classes of the dataset to names of '
+                'that file')
+
+
+@HOOKS.register_module()
+class ClassCountHook(Hook):
+    """Run :func:`check_classes` before training, validation and test.
+
+    ``tools/train.py`` and ``tools/test.py`` add it to every config of mmdet.
+    """
+
+    def before_train(self, runner) -> None:
+        """Check the training data."""
+        check_classes(runner.model, runner.train_dataloader.dataset)
+
+    def before_val(self, runner) -> None:
+        """Check the validation data."""
+        check_classes(runner.model, runner.val_dataloader.dataset)
+
+    def before_test(self, runner) -> None:
+        """Check the test data."""
+        check_classes(runner.model, runner.test_dataloader.dataset)

@@ -1,0 +1,99 @@
+"""L2 penalty on sampled kernels, in place of the optimiser's weight decay."""
+from typing import List
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
+
+from mmcontext.layers.ckconv import CKConvNd
+from mmcontext.registry import HOOKS
+
+
+def kernel_penalty(model: nn.Module, kernels: List[Tensor]) -> Tensor:
+    """Sum of L2 norms (not squared) of parameters and sampled kernels.
+
+    Args:
+        model (nn.Module): Its parameters outside kernel networks count, those with gradients.
+        kernels (list[Tensor]): Sampled kernels; they count in place of the networks.
+
+    Returns:
+        Tensor: The sum, float32 at least.
+    """
+    inside = {
+        id(parameter)
+        for module in model.modules() if isinstance(module, CKConvNd)
+        for parameter in module.kernel_net.parameters()
+    }
+    tensors = [p for p in model.parameters() if p.requires_grad and id(p) not in inside]
+    norms = [torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32))
+             for t in tensors + kernels]
+    return torch.stack(norms).sum()
+
+
+@HOOKS.register_module()
+class KernelPenaltyHook(Hook):
+    """Adds ``weight`` * :func:`kernel_penalty` to the losses, as ``loss_kernel_penalty``.
+
+    The penalty the CCNN is trained with (arXiv 2206.03398); with it the optimiser's
+    ``weight_decay`` should be 0. It serves any mm model: it is computed inside the model's
+    forward, so it takes part in mixed precision, gradient accumulation and distributed training
+    like every other loss.
+
+    Args:
+        weight (float): Weight of the penalty; 1e-6 to 1e-4 are published.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(self, weight: float) -> None:
+        if not weight >= 0:
+            raise ValueError(f'weight must not be negative, got {weight!r}')
+        self.weight = weight
+        self._handles: list = []
+        self._layers: List[CKConvNd] = []
+        self._kernels: List[Tensor] = []
+
+    def before_train(self, runner) -> None:
+        """Watch the model and its continuous layers."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self.watch(model)
+
+    def after_train(self, runner) -> None:
+        """Let go of them."""
+        self.release()
+
+    def watch(self, model: nn.Module) -> None:
+        """Attach to a model without a runner."""
+        self.release()
+        if not self.weight:
+            return
+        self._layers = [m for m in model.modules() if isinstance(m, CKConvNd)]
+        self._handles = [layer.kernel_tap.register_forward_hook(self._collect)
+                         for layer in self._layers]
+        self._handles.append(model.register_forward_pre_hook(self._start))
+        self._handles.append(model.register_forward_hook(self._add))
+
+    def release(self) -> None:
+        """Detach from the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._layers, self._kernels = [], [], []
+
+    def _start(self, model: nn.Module, args: tuple) -> None:
+        self._kernels = []
+
+    def _collect(self, tap: nn.Module, args: tuple, kernel: Tensor) -> None:
+        self._kernels.append(kernel)
+
+    def _add(self, model: nn.Module, args: tuple, losses):
+        if not (model.training and isinstance(losses, dict)):
+            return None
+        kernels, self._kernels = self._kernels, []
+        if len(kernels) != len(self._layers) or not all(k.requires_grad for k in kernels):
+            # Recomputed blocks run without gradients at first, frozen layers keep their kernel,
+            # and shared layers run twice.
+            kernels = [layer.sample_kernel() for layer in self._layers]
+        with torch.autocast(kernels[0].device.type if kernels else 'cpu', enabled=False):
+            penalty = self.weight * kernel_penalty(model, kernels)
+        return {**losses, 'loss_kernel_penalty': penalty}
