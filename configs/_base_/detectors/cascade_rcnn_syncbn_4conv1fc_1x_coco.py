@@ -1,0 +1,7 @@
+_base_ = 'mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py'
+
+norm_cfg = dict(type='SyncBN', requires_grad=True)
+box_head = dict(type='Shared4Conv1FCBBoxHead', conv_out_channels=256, norm_cfg=norm_cfg)
+model = dict(
+    neck=dict(norm_cfg=norm_cfg),
+    roi_head=dict(bbox_head=[dict(stage, **box_head) for stage in _base_.model.roi_head.bbox_head]))

@@ -1,0 +1,15 @@
+_base_ = 'mmseg::_base_/schedules/schedule_80k.py'
+optimizer = dict(
+    type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4)
+optim_wrapper = dict(optimizer=optimizer)
+param_scheduler = [
+    dict(
+        type='PolyLR',
+        eta_min=0,
+        power=0.9,
+        begin=0,
+        end=80000,
+        by_epoch=False)
+]
+# 4 GPUs with 4 images each
+auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -1,0 +1,13 @@
+_base_ = [
+    '../_base_/models/ccnn_4_140_sequence.py',
+    '../_base_/datasets/ccnn_scifar10.py',
+    '../_base_/schedules/ccnn_210e.py',
+    'mmpretrain::_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        in_channels=3,
+        conv_cfg=dict(kernel_cfg=dict(omega_0=2386.49))))
+
+optim_wrapper = dict(optimizer=dict(lr=0.02))

@@ -1,0 +1,14 @@
+_base_ = [
+    '../_base_/models/ccnn_4_140_sequence.py',
+    '../_base_/datasets/ccnn_speech_raw.py',
+    '../_base_/schedules/ccnn_160e.py',
+    'mmpretrain::_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        conv_cfg=dict(kernel_cfg=dict(omega_0=1295.612417154228)),
+        drop_rate=0.2))
+
+optim_wrapper = dict(optimizer=dict(lr=0.02))
+custom_hooks = [dict(type='mmcontext.KernelPenaltyHook', weight=1e-06)]

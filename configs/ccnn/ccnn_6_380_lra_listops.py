@@ -1,0 +1,18 @@
+_base_ = [
+    '../_base_/models/ccnn_6_380_sequence.py',
+    '../_base_/datasets/ccnn_lra_listops.py',
+    '../_base_/schedules/ccnn_60e.py',
+    'mmpretrain::_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        conv_cfg=dict(
+            kernel_cfg=dict(hidden_channels=32, omega_0=784.655),
+            mask_cfg=dict(init=0.03)),
+        drop_rate=0.25,
+        drop_type='element'))
+
+optim_wrapper = dict(
+    optimizer=dict(lr=0.001),
+    paramwise_cfg=dict(custom_keys=dict(mask_width=dict(lr_mult=0.1))))

@@ -1,0 +1,16 @@
+_base_ = [
+    '../_base_/models/ccnn_6_380_sequence.py',
+    '../_base_/datasets/ccnn_speech_mfcc.py',
+    '../_base_/schedules/ccnn_160e.py',
+    'mmpretrain::_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        in_channels=20,
+        conv_cfg=dict(kernel_cfg=dict(omega_0=1295.61)),
+        drop_rate=0.2))
+
+train_dataloader = dict(batch_size=10)
+optim_wrapper = dict(optimizer=dict(lr=0.02))
+custom_hooks = [dict(type='mmcontext.KernelPenaltyHook', weight=1e-06)]

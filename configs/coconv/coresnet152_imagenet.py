@@ -1,0 +1,3 @@
+_base_ = './coresnet50_imagenet.py'
+
+model = dict(backbone=dict(depth=152))

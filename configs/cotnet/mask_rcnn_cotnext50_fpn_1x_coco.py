@@ -1,0 +1,12 @@
+_base_ = '../_base_/detectors/mask_rcnn_syncbn_4conv1fc_1x_coco.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmcontext.CoTNeXt',
+        depth=50,
+        out_indices=(0, 1, 2, 3),
+        frozen_stages=1,
+        norm_eval=True,
+        init_cfg=dict(
+            type='Pretrained', checkpoint='checkpoints/cotnext50.pth', prefix='backbone.')))

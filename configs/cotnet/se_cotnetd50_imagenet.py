@@ -1,0 +1,3 @@
+_base_ = './cotnet50_imagenet.py'
+
+model = dict(backbone=dict(type='mmcontext.SECoTNetD'))

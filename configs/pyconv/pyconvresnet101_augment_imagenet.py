@@ -1,0 +1,3 @@
+_base_ = './pyconvresnet50_augment_imagenet.py'
+
+model = dict(backbone=dict(depth=101))

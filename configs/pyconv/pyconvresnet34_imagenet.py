@@ -1,0 +1,3 @@
+_base_ = './pyconvresnet18_imagenet.py'
+
+model = dict(backbone=dict(depth=34))
