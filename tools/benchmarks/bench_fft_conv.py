@@ -1,0 +1,190 @@
+"""Time and memory of convolution by FFT and directly, over kernel sizes, and what 'auto' picks.
+
+    python tools/benchmarks/bench_fft_conv.py --out work_dirs/bench_fft_conv
+
+Forward and backward of a depth-wise convolution: 1-D with kernels of 3 to 1023 taps, 2-D with
+3x3 to 65x65. Writes a table (.md), the figures (.json) and, where matplotlib is installed, a
+plot (.svg). Both ways must agree before anything is timed. With ``--calibrate`` it prints the
+constants of the cost model instead.
+"""
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Dict, List
+
+import torch
+from torch import Tensor
+
+from mmcontext.ops.fft_conv import direct_conv, explain_method, fft_conv
+
+METHODS = {'fft': fft_conv, 'direct': direct_conv}
+KERNELS = {1: (3, 7, 15, 31, 63, 127, 255, 511, 1023), 2: (3, 5, 9, 17, 33, 49, 65)}
+# Batch, channels, side.
+SHAPES = {1: (4, 32, 1024), 2: (2, 16, 64)}
+
+
+def run(method: str, x: Tensor, weight: Tensor) -> None:
+    """One training step of the convolution."""
+    y = METHODS[method](x, weight, padding='same', groups=x.shape[1])
+    torch.autograd.grad(y, (x, weight), torch.ones_like(y))
+
+
+def seconds(x: Tensor, weight: Tensor, budget: float) -> Dict[str, float]:
+    """Shortest training step of each way; they take turns, as the machine may be disturbed."""
+    best = dict.fromkeys(METHODS, float('inf'))
+    turn, spent = 0, 0.
+    while turn < 2 or (spent < budget and turn < 50):
+        for method in METHODS:
+            if x.is_cuda:
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            run(method, x, weight)
+            if x.is_cuda:
+                torch.cuda.synchronize()
+            taken = time.perf_counter() - start
+            spent += taken
+            if turn:  # the first one warms up
+                best[method] = min(best[method], taken)
+        turn += 1
+    return best
+
+
+def saved_mebibytes(method: str, x: Tensor, weight: Tensor) -> float:
+    """What autograd keeps between forward and backward, every storage once."""
+    storages: Dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        y = METHODS[method](x, weight, padding='same', groups=x.shape[1])
+    size = sum(storages.values()) / 2**20
+    del y
+    return size
+
+
+def measure(dim: int, kernel: int, device: str, budget: float) -> dict:
+    """Both ways for one kernel size."""
+    batch, channels, side = SHAPES[dim]
+    x = torch.randn(batch, channels, *(side, ) * dim, device=device, requires_grad=True)
+    weight = torch.randn(channels, 1, *(kernel, ) * dim, device=device, requires_grad=True)
+    row = dict(dim=dim, kernel=kernel)
+    outputs = [METHODS[m](x, weight, padding='same', groups=channels) for m in METHODS]
+    torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-3 * kernel**(dim / 2))
+    del outputs
+    times = seconds(x, weight, budget)
+    for method in METHODS:
+        row[f'{method}_ms'] = 1e3 * times[method]
+        row[f'{method}_mib'] = saved_mebibytes(method, x, weight)
+    row['auto'] = explain_method(x, weight, padding='same', groups=channels).method
+    best = min(row[f'{m}_ms'] for m in METHODS)
+    row['auto_over_best'] = row[f'{row["auto"]}_ms'] / best
+    return row
+
+
+def table(rows: List[dict], title: str) -> str:
+    """Markdown."""
+    lines = [f'{title}\n', '| kernel | FFT ms | direct ms | FFT MiB | direct MiB | auto | '
+             'auto / best |', '|---|---|---|---|---|---|---|']
+    for r in rows:
+        name = 'x'.join([str(r['kernel'])] * r['dim'])
+        lines.append(f'| {name} | {r["fft_ms"]:.2f} | {r["direct_ms"]:.2f} | {r["fft_mib"]:.1f} | '
+                     f'{r["direct_mib"]:.1f} | {r["auto"]} | {r["auto_over_best"]:.2f} |')
+    return '\n'.join(lines) + '\n'
+
+
+def plot(rows: List[dict], path: Path) -> bool:
+    """Time and memory over kernel size; False where matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(10, 6), layout='constrained')
+    axes = figure.subplots(2, 2)
+    for column, dim in enumerate(KERNELS):
+        mine = [r for r in rows if r['dim'] == dim]
+        for line, (unit, label) in enumerate((('ms', 'ms, forward and backward'),
+                                              ('mib', 'MiB kept for backward'))):
+            ax = axes[line][column]
+            for method in METHODS:
+                ax.plot([r['kernel'] for r in mine], [r[f'{method}_{unit}'] for r in mine],
+                        marker='o', label=method)
+            ax.set(xscale='log', yscale='log', xlabel=f'kernel side, {dim}-D', ylabel=label)
+            ax.legend()
+    figure.savefig(path)
+    return True
+
+
+def calibrate(device: str, repeats: int = 5) -> None:
+    """Print nanoseconds per unit of work, for ``_COSTS`` of the cost model."""
+    batch, channels, side, kernel = 2, 32, 64, 9
+    with torch.no_grad():
+        for name, groups in (('depth-wise', channels), ('full', 1)):
+            x = torch.randn(batch, channels, side, side, device=device)
+            weight = torch.randn(channels, channels // groups, kernel, kernel, device=device)
+            per = {}
+            for method, conv in METHODS.items():
+                times = []
+                for _ in range(repeats + 1):
+                    start = time.perf_counter()
+                    conv(x, weight, padding='same', groups=groups)
+                    if x.is_cuda:
+                        torch.cuda.synchronize()
+                    times.append(time.perf_counter() - start)
+                per[method] = 1e9 * min(times[1:])
+            work = batch * side**2 * channels * weight.shape[1] * kernel**2
+            print(f'{name}: direct {per["direct"] / work:.3g} ns per multiply-add; '
+                  f'fft {per["fft"] / 1e6:.3g} ms')
+        x = torch.randn(batch, channels, side, side, device=device)
+        start = time.perf_counter()
+        for _ in range(repeats):
+            torch.fft.irfftn(torch.fft.rfftn(x, dim=(2, 3)), dim=(2, 3))
+            if x.is_cuda:
+                torch.cuda.synchronize()
+        spent = 1e9 * (time.perf_counter() - start) / repeats
+        print(f'transform: {spent / (2 * x.numel() * 12):.3g} ns per element and doubling')
+
+
+def main() -> None:
+    """Command line entry point."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--out', default='work_dirs/bench_fft_conv', help='folder to write')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--budget', type=float, default=1., help='seconds for each kernel size')
+    parser.add_argument('--calibrate', action='store_true',
+                        help='print constants for the cost model instead')
+    args = parser.parse_args()
+    if args.calibrate:
+        calibrate(args.device)
+        return
+    rows = []
+    for dim, kernels in KERNELS.items():
+        for kernel in kernels:
+            rows.append(measure(dim, kernel, args.device, args.budget))
+            print(rows[-1], flush=True)
+    name = torch.cuda.get_device_name() if args.device == 'cuda' else (
+        f'{platform.machine()}, {torch.get_num_threads()} threads')
+    text = f'{args.device} ({name}), torch {torch.__version__}\n'
+    for dim in KERNELS:
+        batch, channels, side = SHAPES[dim]
+        size = 'x'.join([str(side)] * dim)
+        title = f'\n{dim}-D, depth-wise, batch {batch}, {channels} channels, {size}, float32'
+        text += table([r for r in rows if r['dim'] == dim], title)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / 'fft_conv.md').write_text(text)
+    (out / 'fft_conv.json').write_text(json.dumps(rows, indent=1))
+    print(text)
+    worst = max(r['auto_over_best'] for r in rows)
+    print(f'worst choice: {100 * (worst - 1):.0f}% over the best')
+    if not plot(rows, out / 'fft_conv.svg'):
+        print('no plot: matplotlib is not installed')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,81 @@
+"""What quickstart.sh and run_tests.sh ask about installed packages. Needs no other package."""
+import argparse
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Dict, List, Optional
+
+CONSTRAINTS = Path(__file__).parent / 'constraints.txt'
+_PIN = re.compile(r'([\w-]+)==([\w.]+)(?:; python_version (>=|<) "3\.11")?')
+
+
+def read_pins(text: str, new_python: bool = sys.version_info >= (3, 11)) -> Dict[str, str]:
+    """Pinned versions by package.
+
+    Args:
+        text (str): lines ``name==version``, optionally ``; python_version >= "3.11"`` or
+            ``< "3.11"``; ``#`` starts a comment.
+        new_python (bool): whether Python is 3.11 or newer. Defaults to the running one.
+    """
+    pins = {}
+    for line in text.splitlines():
+        line = line.split('#')[0].strip()
+        if not line:
+            continue
+        match = _PIN.fullmatch(line)
+        if match is None:
+            raise ValueError(f'constraints.txt: cannot read the line {line!r}')
+        name, pinned, marker = match.groups()
+        if marker in (None, '>=' if new_python else '<'):
+            pins[name] = pinned
+    return pins
+
+
+def installed(name: str) -> Optional[str]:
+    """Installed version of a package, None where there is none."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def missing(names: List[str], pins: Dict[str, str], exact: bool) -> List[str]:
+    """Those of the packages that have to be installed.
+
+    Args:
+        names (list[str]): packages.
+        pins (dict): pinned versions.
+        exact (bool): whether another version than the pinned one counts as missing. A local
+            label such as ``+cpu`` makes no other version.
+    """
+    wanted = []
+    for name in names:
+        found = installed(name)
+        if found is None or (exact and found.split('+')[0] != pins.get(name, found.split('+')[0])):
+            wanted.append(name)
+    return wanted
+
+
+def keep_installed(pins: Dict[str, str]) -> List[str]:
+    """Constraints that leave every installed package as it is and pin the others."""
+    return [f'{name}=={installed(name) or pinned}' for name, pinned in pins.items()]
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    """Command line entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('what', choices=['missing', 'outdated', 'keep'],
+                        help='missing: not installed; outdated: that, or not at the pinned '
+                        'version; keep: constraints that change no installed package')
+    parser.add_argument('packages', nargs='*')
+    args = parser.parse_args(argv)
+    pins = read_pins(CONSTRAINTS.read_text())
+    if args.what == 'keep':
+        print('\n'.join(keep_installed(pins)))
+    else:
+        print('\n'.join(missing(args.packages, pins, exact=args.what == 'outdated')))
+
+
+if __name__ == '__main__':
+    main()

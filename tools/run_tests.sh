@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Install the full stack (mmcv with operators, mmdet, mmseg, export) and run the test-suite.
+# Usage: run_tests.sh [--no-venv] [options of pytest]
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "$0")/.." && pwd)
+SCRIPT=run_tests.sh
+USE_VENV=1
+case ${1:-} in
+    --no-venv)
+        USE_VENV=0
+        shift ;;
+    -h | --help)
+        echo "usage: $0 [--no-venv] [options of pytest]"
+        echo "  --no-venv  install what is missing into the current environment, not ./.venv"
+        exit ;;
+esac
+# shellcheck source=tools/environment.sh
+. "$ROOT/tools/environment.sh"
+cd "$ROOT"
+
+activate_environment
+install_base
+install_mmcv_with_ops
+install_packages mmdet mmsegmentation pycocotools ftfy regex scipy onnx onnxruntime onnxscript \
+    pytest
+install_mmcontext
+
+say "Running the tests"
+"$PYTHON" -m pytest -q "$@"
