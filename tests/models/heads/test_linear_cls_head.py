@@ -1,0 +1,41 @@
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+
+from mmcontext.registry import MODELS
+
+pytest.importorskip('mmpretrain')
+
+
+def build(**options):
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return MODELS.build(dict(
+            type='mmcontext.LinearClsHead', num_classes=3, in_channels=400, **options))
+
+
+def test_keys_are_those_of_mmpretrains_head():
+    assert list(build(dropout=0.25).state_dict()) == ['fc.weight', 'fc.bias']
+
+
+def test_dropout_acts_in_training_only():
+    torch.manual_seed(0)
+    head = build(dropout=0.25)
+    x = torch.ones(50, 400)
+    head.eval()
+    torch.testing.assert_close(head((x, )), head.fc(x))
+    head.train()
+    dropped = head.pre_logits((torch.zeros(1), x))
+    torch.testing.assert_close(dropped.unique(), torch.tensor([0., 1 / 0.75]))
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
+
+
+def test_without_dropout_it_is_mmpretrains_head():
+    head = build()
+    x = torch.randn(2, 400)
+    torch.testing.assert_close(head((x, )), head.fc(x))
+
+
+@pytest.mark.parametrize('dropout', [-0.1, 1.])
+def test_dropout_out_of_range(dropout):
+    with pytest.raises(ValueError, match=rf'dropout={dropout} must be in \[0, 1\)'):
+        build(dropout=dropout)

@@ -1,0 +1,47 @@
+"""Imports run one way: ops <- layers <- models, and optional packages stay optional."""
+import ast
+import os.path as osp
+from glob import glob
+
+import mmcontext
+
+ROOT = osp.dirname(mmcontext.__file__)
+# Folder -> what of mmcontext and of the mm libraries its modules may import at their top.
+ALLOWED = {
+    'ops': {'mmcontext.ops'},
+    'layers': {'mmcontext.ops', 'mmcontext.layers', 'mmcontext.registry', 'mmengine', 'mmcv'},
+    'models/backbones': {'mmcontext.layers', 'mmcontext.ops', 'mmcontext.registry',
+                         'mmcontext.models.backbones', 'mmengine', 'mmcv'},
+    'models/necks': {'mmcontext.layers', 'mmcontext.ops', 'mmcontext.registry',
+                     'mmcontext.models.necks', 'mmcontext.models.context_module', 'mmengine',
+                     'mmcv'},
+}
+WATCHED = ('mmcontext', 'mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg')
+
+
+def imported(path):
+    with open(path) as file:
+        tree = ast.parse(file.read())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                folder = path
+                for _ in range(node.level):
+                    folder = osp.dirname(folder)
+                package = osp.relpath(folder, osp.dirname(ROOT)).replace(osp.sep, '.')
+                yield f'{package}.{node.module}' if node.module else package
+            else:
+                yield node.module
+
+
+def test_imports_run_one_way():
+    wrong = []
+    for folder, allowed in ALLOWED.items():
+        for path in glob(osp.join(ROOT, folder, '**', '*.py'), recursive=True):
+            for name in imported(path):
+                if name.split('.')[0] in WATCHED and not any(
+                        name == prefix or name.startswith(prefix + '.') for prefix in allowed):
+                    wrong.append(f'{osp.relpath(path, ROOT)} imports {name}')
+    assert not wrong, '\n'.join(wrong)

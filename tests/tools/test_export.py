@@ -1,0 +1,153 @@
+"""Export to ONNX and torch.export: standard operators only, the same numbers."""
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mmcontext.layers import CVolution2d
+from mmcontext.ops import local_aggregation, standard_operators
+from mmcontext.ops.local_aggregation import Geometry
+from mmcontext.ops.local_aggregation.reference import aggregate
+from mmcontext.ops.local_aggregation.standard import aggregate_rows
+from mmcontext.registry import MODELS
+
+onnx = pytest.importorskip('onnx')
+pytest.importorskip('onnxruntime')
+
+_ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(_ROOT / 'tools' / 'deployment'))
+import export_onnx  # noqa: E402
+
+FAMILIES = {
+    'CoResNet': 50, 'PyConvResNet': 18, 'PyConvHGResNet': 50, 'CoTNet': 50, 'CoTNeXt': 50,
+    'SECoTNetD': 50, 'RedNet': 26, 'CedNet': 26,
+}
+
+
+class _Classifier(nn.Module):
+    """A backbone, narrow where its groups allow it, and a linear layer on the pooled features."""
+
+    def __init__(self, kind: str, **options) -> None:
+        super().__init__()
+        self.backbone = MODELS.build(dict(
+            type=f'mmcontext.{kind}', depth=FAMILIES[kind],
+            base_channels=64 if 'PyConv' in kind else 32, **options))
+        self.head = nn.LazyLinear(5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.backbone(images)[0].mean(dim=(2, 3)))
+
+
+def _classifier(kind: str, **options) -> nn.Module:
+    torch.manual_seed(0)
+    model = _Classifier(kind, **options)
+    model(torch.randn(2, 3, 64, 64))
+    return model.eval()
+
+
+def _assert_standard(path: str) -> None:
+    graph = onnx.load(path).graph
+    onnx.checker.check_model(path)
+    assert {node.domain for node in graph.node} <= {'', 'ai.onnx'}
+
+
+@pytest.mark.parametrize('share', ['block', 'interleaved'])
+@pytest.mark.parametrize('kernel_size, stride, padding, dilation, size', [
+    ((3, 3), (1, 1), (1, 1), (1, 1), (5, 6)),
+    ((7, 7), (2, 2), (3, 3), (1, 1), (9, 8)),
+    ((2, 5), (1, 3), (0, 4), (2, 1), (7, 7)),
+    ((1, 2), (3, 3), (4, 0), (2, 3), (9, 9)),
+])
+def test_standard_form_equals_reference(kernel_size, stride, padding, dilation, size, share):
+    geometry = Geometry(kernel_size, stride, padding, dilation, share == 'interleaved')
+    x = torch.randn(2, 6, *size, dtype=torch.float64)
+    w = torch.randn(2, 3, kernel_size[0] * kernel_size[1], *geometry.output_size(*size),
+                    dtype=torch.float64)
+    expected = aggregate(x, w, geometry)
+    torch.testing.assert_close(aggregate_rows(x, w, geometry), expected, rtol=1e-12, atol=1e-12)
+    with standard_operators():
+        actual = local_aggregation(x, w, kernel_size, stride, padding, dilation, share)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('kind', FAMILIES)
+def test_onnx_serves_other_batches_and_sizes(kind, tmp_path):
+    model, path = _classifier(kind), str(tmp_path / 'model.onnx')
+    export_onnx.export(model, (3, 64, 64), path, dynamic_size=True)
+    _assert_standard(path)
+    for batch, size in ((1, (64, 64)), (3, (96, 72))):
+        export_onnx.verify(model, path, (3, *size), batch)
+
+
+def test_onnx_of_fused_layers(tmp_path):
+    model = _classifier('CedNet', layer_cfg=dict(fused=True))
+    path = str(tmp_path / 'model.onnx')
+    export_onnx.export(model, (3, 64, 48), path)
+    _assert_standard(path)
+    export_onnx.verify(model, path, (3, 64, 48), 3)
+
+
+def test_verify_finds_a_difference(tmp_path):
+    model, path = _classifier('CoResNet'), str(tmp_path / 'model.onnx')
+    export_onnx.export(model, (3, 64, 64), path)
+    with torch.no_grad():
+        model.head.bias += 1e-2 * model.head.weight.abs().max() + 1
+    with pytest.raises(export_onnx.UserError, match='the logits of .* differ by'):
+        export_onnx.verify(model, path, (3, 64, 64), 1)
+
+
+def test_gate_of_c_volution_follows_the_size_in_a_trace():
+    layer = CVolution2d(16).double().eval()
+    with pytest.warns(), standard_operators():
+        traced = torch.jit.trace(layer, torch.randn(1, 16, 8, 8, dtype=torch.float64))
+        x = torch.randn(1, 16, 11, 7, dtype=torch.float64)
+        torch.testing.assert_close(traced(x), layer(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize('kind', FAMILIES)
+def test_torch_export_is_of_aten_operators(kind):
+    model = _classifier(kind).backbone
+    x = torch.randn(1, 3, 64, 64)
+    with standard_operators():
+        program = torch.export.export(model, (copy.deepcopy(x), ))
+    for node in program.graph.nodes:
+        if node.op == 'call_function' and hasattr(node.target, 'namespace'):
+            assert node.target.namespace == 'aten', node.target
+    run = program.module() if hasattr(program, 'module') else program
+    torch.testing.assert_close(run(x)[0], model(x)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('config, arguments', [
+    ('cednet/cednet26_digits.py', []),
+    ('ccnn/ccnn_digits.py', ['--shape', '3', '24', '20']),
+])
+def test_tool(config, arguments, tmp_path, monkeypatch, capsys):
+    path = tmp_path / 'model.onnx'
+    monkeypatch.setattr(sys, 'argv', ['export_onnx.py', str(_ROOT / 'configs' / config),
+                                      '--out', str(path), *arguments])
+    assert export_onnx.run(export_onnx.main) == 0
+    _assert_standard(str(path))
+    assert capsys.readouterr().out.count('logits equal to') == 2
+
+
+def test_tool_loads_the_checkpoint_strictly(tmp_path, monkeypatch, capsys):
+    checkpoint = tmp_path / 'weights.pth'
+    torch.save({'state_dict': {'backbone.unknown': torch.zeros(1)}}, checkpoint)
+    monkeypatch.setattr(sys, 'argv', [
+        'export_onnx.py', str(_ROOT / 'configs/ccnn/ccnn_digits.py'), str(checkpoint),
+        '--out', str(tmp_path / 'model.onnx')])
+    assert export_onnx.run(export_onnx.main) == 1
+    assert 'does not fit' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('config, message', [
+    ('cednet/mask_rcnn_cednet50_fpn_1x_coco.py', 'only classifiers'),
+    ('ccnn/ccnn_4_140_cifar10.py', 'give it by --shape'),
+])
+def test_tool_refuses_in_one_sentence(config, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['export_onnx.py', str(_ROOT / 'configs' / config)])
+    assert export_onnx.run(export_onnx.main) == 1
+    assert message in capsys.readouterr().err

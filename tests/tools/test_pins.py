@@ -1,0 +1,42 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location('pins', ROOT / 'tools/pins.py')
+pins = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pins)
+
+PINNED = {'torch': '2.11.0', 'numpy': '2.4.6', 'mmdet': '3.3.0'}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    found = {'torch': '2.11.0+cpu', 'numpy': '1.26.4', 'scipy': '1.15.0'}
+    monkeypatch.setattr(pins, 'installed', found.get)
+
+
+def test_markers_choose_the_pin_of_the_running_python():
+    text = '# a stack\ntorch==2.11.0\nnumpy==2.4.6; python_version >= "3.11"\n' \
+        'numpy==2.2.6; python_version < "3.11"  # the last one\n'
+    assert pins.read_pins(text, new_python=True) == {'torch': '2.11.0', 'numpy': '2.4.6'}
+    assert pins.read_pins(text, new_python=False) == {'torch': '2.11.0', 'numpy': '2.2.6'}
+    with pytest.raises(ValueError, match="cannot read the line 'torch>=2'"):
+        pins.read_pins('torch>=2')
+
+
+def test_constraints_file_is_read():
+    for new_python in (True, False):
+        read = pins.read_pins(pins.CONSTRAINTS.read_text(), new_python)
+        assert {'torch', 'torchvision', 'mmengine', 'mmcv', 'mmcv-lite', 'numpy'} <= set(read)
+
+
+def test_missing_and_outdated():
+    names = ['torch', 'numpy', 'scipy', 'mmdet']
+    assert pins.missing(names, PINNED, exact=False) == ['mmdet']
+    assert pins.missing(names, PINNED, exact=True) == ['numpy', 'mmdet']
+
+
+def test_an_existing_environment_is_kept():
+    assert pins.keep_installed(PINNED) == ['torch==2.11.0+cpu', 'numpy==1.26.4', 'mmdet==3.3.0']
