@@ -6,7 +6,7 @@ from glob import glob
 import mmcontext
 
 ROOT = osp.dirname(mmcontext.__file__)
-# Folder -> what of mmcontext and of the mm libraries its modules may import at their top.
+# Folder -> what of mmcontext and of the mm libraries its modules may import.
 ALLOWED = {
     'ops': {'mmcontext.ops'},
     'layers': {'mmcontext.ops', 'mmcontext.layers', 'mmcontext.registry', 'mmengine', 'mmcv'},
@@ -15,6 +15,11 @@ ALLOWED = {
     'models/necks': {'mmcontext.layers', 'mmcontext.ops', 'mmcontext.registry',
                      'mmcontext.models.necks', 'mmcontext.models.context_module', 'mmengine',
                      'mmcv'},
+    'datasets': {'mmcontext.datasets', 'mmcontext.registry', 'mmcontext.utils', 'mmengine', 'mmcv',
+                 'mmpretrain'},
+    'engine': {'mmcontext.engine', 'mmcontext.layers', 'mmcontext.registry', 'mmcontext.utils',
+               'mmengine', 'mmdet.structures'},
+    'utils': {'mmcontext.utils', 'mmengine'},
 }
 WATCHED = ('mmcontext', 'mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg')
 

@@ -2,29 +2,8 @@
 # Usage: dist_train.sh CONFIG GPUS [options of train.py]
 # Several machines: NNODES, NODE_RANK, MASTER_ADDR, PORT. Without a GPU: GPUS CPU processes.
 set -euo pipefail
+# shellcheck source=tools/launchers.sh
+. "$(dirname "$0")/launchers.sh"
 
-if [ $# -lt 2 ]; then
-    echo "usage: $0 CONFIG GPUS [options of train.py]" >&2
-    exit 2
-fi
-CONFIG=$1
-GPUS=$2
-NNODES=${NNODES:-1}
-NODE_RANK=${NODE_RANK:-0}
-MASTER_ADDR=${MASTER_ADDR:-127.0.0.1}
-if [ "$NNODES" = 1 ]; then
-    PORT=${PORT:-0}  # 0: any free one
-else
-    PORT=${PORT:-29500}
-fi
-TOOLS=$(cd "$(dirname "$0")" && pwd)
-PYTHON=${PYTHON:-$(command -v python || command -v python3)}
-
-export PYTHONPATH="$(dirname "$TOOLS")${PYTHONPATH:+:$PYTHONPATH}"
-exec "$PYTHON" "$TOOLS/launch.py" \
-    --nnodes="$NNODES" \
-    --node-rank="$NODE_RANK" \
-    --master-addr="$MASTER_ADDR" \
-    --nproc-per-node="$GPUS" \
-    --master-port="$PORT" \
-    "$TOOLS/train.py" "$CONFIG" --launcher pytorch "${@:3}"
+[ $# -ge 2 ] || usage 'CONFIG GPUS [options of train.py]'
+launch_dist "$2" train.py "$1" "${@:3}"

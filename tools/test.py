@@ -6,14 +6,9 @@ from copy import deepcopy
 from mmengine.config import ConfigDict
 from mmengine.fileio import dump
 
+from mmcontext.engine.runner import make_runner
 from mmcontext.utils.checkpoint import load_checkpoint_file
-from mmcontext.utils.cli import (
-    add_common_arguments,
-    load_config,
-    make_runner,
-    run,
-    set_dataloader_defaults,
-)
+from mmcontext.utils.cli import add_common_arguments, load_config, run, set_dataloader_defaults
 from mmcontext.utils.errors import UserError
 
 

@@ -2,13 +2,8 @@
 import argparse
 import sys
 
-from mmcontext.utils.cli import (
-    add_common_arguments,
-    load_config,
-    make_runner,
-    run,
-    set_dataloader_defaults,
-)
+from mmcontext.engine.runner import make_runner
+from mmcontext.utils.cli import add_common_arguments, load_config, run, set_dataloader_defaults
 from mmcontext.utils.dist import on_cpu
 from mmcontext.utils.errors import UserError
 

@@ -1,4 +1,7 @@
-"""Hooks and the runner that mmengine lacks; imported when a ``mmcontext.`` hook is named."""
+"""What mmengine lacks: a runner, hooks, and the counting of multiply-adds.
+
+Imported when a ``mmcontext.`` hook is named.
+"""
 from . import hooks
 
 __all__ = ['hooks']

@@ -2,8 +2,10 @@
 from typing import Dict, Optional, Union
 
 import torch.nn as nn
+from mmengine.config import Config
 from mmengine.dist import is_distributed
 from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
@@ -68,3 +70,8 @@ class ContextRunner(Runner):
             raise problem from error
         check_dataset(built.dataset)
         return built
+
+
+def make_runner(cfg: Config) -> Runner:
+    """Build the runner of a config: its own ``runner_type``, else :class:`ContextRunner`."""
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else ContextRunner.from_cfg(cfg)

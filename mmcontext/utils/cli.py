@@ -103,15 +103,6 @@ def set_dataloader_defaults(cfg: Config, *fields: str) -> None:
         loader.setdefault('collate_fn', dict(type='default_collate'))
 
 
-def make_runner(cfg: Config):
-    """Build the runner of a config: its own ``runner_type``, else :class:`ContextRunner`."""
-    if 'runner_type' in cfg:
-        from mmengine.registry import RUNNERS
-        return RUNNERS.build(cfg)
-    from mmcontext.engine.runner import ContextRunner
-    return ContextRunner.from_cfg(cfg)
-
-
 def run(main: Callable[[], None]) -> int:
     """Run a tool; what the user did wrong becomes one sentence.
 

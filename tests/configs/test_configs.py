@@ -12,7 +12,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, MODELS, PARAM_SCHEDULERS, TRANSFORMS, DefaultScope
 from torch import nn
 
-from mmcontext.utils.flops import build_model, config_complexity
+from mmcontext.engine.flops import build_model, config_complexity
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(

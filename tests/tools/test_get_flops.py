@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mmcontext.utils.flops import Complexity
+from mmcontext.engine.flops import Complexity
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -34,11 +34,19 @@ def test_usage_is_shown_where_arguments_are_missing(run, script, args):
     assert status == 2 and 'usage:' in error
 
 
+@pytest.mark.parametrize('count', ['0', 'two', '--resume'])
+def test_a_wrong_number_of_processes_is_named(run, count):
+    for status, _, error in (run('dist_train.sh', 'c.py', count),
+                             run('slurm_test.sh', 'part', 'job', 'c.py', 'x.pth', GPUS=count)):
+        assert status == 2
+        assert f"error: GPUS must be a number from 1 on, got '{count}'" in error
+
+
 def test_one_machine_takes_any_free_port(run):
     status, lines, _ = run('dist_train.sh', 'c.py', '8', '--cfg-options', 'a=[1, 2]')
     assert status == 0
     assert {'--nnodes=1', '--nproc-per-node=8', '--master-port=0'} <= set(lines)
-    assert lines[-6:] == [str(TOOLS / 'train.py'), 'c.py', '--launcher', 'pytorch',
+    assert lines[-6:] == [str(TOOLS / 'train.py'), '--launcher', 'pytorch', 'c.py',
                           '--cfg-options', 'a=[1, 2]']
 
 
@@ -47,7 +55,7 @@ def test_several_machines(run):
                       MASTER_ADDR='10.0.0.1')
     assert {'--nnodes=2', '--node-rank=1', '--master-addr=10.0.0.1', '--master-port=29500',
             '--nproc-per-node=4'} <= set(lines)
-    assert lines[-5:] == [str(TOOLS / 'test.py'), 'c.py', 'x.pth', '--launcher', 'pytorch']
+    assert lines[-5:] == [str(TOOLS / 'test.py'), '--launcher', 'pytorch', 'c.py', 'x.pth']
     _, lines, _ = run('dist_train.sh', 'c.py', '4', PORT='12345')
     assert '--master-port=12345' in lines
 
@@ -57,8 +65,8 @@ def test_slurm(run):
                       SRUN_ARGS='--exclusive --time=1')
     assert lines[:2] == ['-p', 'part'] and {'--job-name=job', '--gres=gpu:4', '--ntasks=4',
                                             '--exclusive', '--time=1'} <= set(lines)
-    assert lines[-6:] == [str(TOOLS / 'train.py'), 'c.py', '--work-dir=work', '--launcher',
-                          'slurm', '--amp']
+    assert lines[-6:] == [str(TOOLS / 'train.py'), '--launcher', 'slurm', 'c.py',
+                          '--work-dir=work', '--amp']
     _, lines, _ = run('slurm_test.sh', 'part', 'job', 'c.py', 'x.pth', GPUS='16')
     assert {'--ntasks=16', '--ntasks-per-node=8'} <= set(lines)
-    assert lines[-5:] == [str(TOOLS / 'test.py'), 'c.py', 'x.pth', '--launcher', 'slurm']
+    assert lines[-5:] == [str(TOOLS / 'test.py'), '--launcher', 'slurm', 'c.py', 'x.pth']

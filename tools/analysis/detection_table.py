@@ -14,7 +14,7 @@ from typing import Dict, NamedTuple, Optional
 
 from mmengine.config import Config
 
-from mmcontext.utils.flops import build_model, config_complexity
+from mmcontext.engine.flops import build_model, config_complexity
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 SHAPE = (800, 1280)

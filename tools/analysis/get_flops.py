@@ -12,7 +12,7 @@ from typing import List, Optional
 import yaml
 from mmengine.config import Config
 
-from mmcontext.utils.flops import config_complexity
+from mmcontext.engine.flops import config_complexity
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 FAMILIES = ('coconv', 'pyconv', 'cotnet', 'rednet', 'cednet', 'ccnn')

@@ -1,5 +1,7 @@
 # CIFAR-10 with the CCNN's augmentation and statistics. Put cifar-10-batches-py under
 # data/cifar10.
+_base_ = './ccnn.py'
+
 data_preprocessor = dict(
     num_classes=10,
     # The images are RGB already.
@@ -16,28 +18,7 @@ test_pipeline = [
     dict(type='PackInputs'),
 ]
 
-train_dataloader = dict(
-    batch_size=50,
-    num_workers=2,
-    drop_last=True,
-    dataset=dict(
-        type='CIFAR10',
-        data_root='data/cifar10',
-        split='train',
-        download=False,
-        pipeline=train_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=True))
-val_dataloader = dict(
-    batch_size=50,
-    num_workers=2,
-    dataset=dict(
-        type='CIFAR10',
-        data_root='data/cifar10',
-        split='test',
-        download=False,
-        pipeline=test_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=False))
-val_evaluator = dict(type='Accuracy', topk=(1, ))
-
+dataset = dict(type='CIFAR10', data_root='data/cifar10', download=False)
+train_dataloader = dict(dataset=dict(dataset, split='train', pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(dataset, split='test', pipeline=test_pipeline))
 test_dataloader = val_dataloader
-test_evaluator = val_evaluator

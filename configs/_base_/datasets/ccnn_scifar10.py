@@ -1,5 +1,7 @@
 # CIFAR-10 as sequences of 1024 colours. Put cifar-10-batches-py under data/cifar10.
-data_preprocessor = dict(num_classes=10)
+_base_ = './ccnn_cifar10.py'
+
+data_preprocessor = dict(_delete_=True, num_classes=10)
 
 sequence = dict(
     type='mmcontext.ImageToSequence',
@@ -17,28 +19,6 @@ test_pipeline = [
     dict(type='PackInputs'),
 ]
 
-train_dataloader = dict(
-    batch_size=50,
-    num_workers=2,
-    drop_last=True,
-    dataset=dict(
-        type='CIFAR10',
-        data_root='data/cifar10',
-        split='train',
-        download=False,
-        pipeline=train_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=True))
-val_dataloader = dict(
-    batch_size=50,
-    num_workers=2,
-    dataset=dict(
-        type='CIFAR10',
-        data_root='data/cifar10',
-        split='test',
-        download=False,
-        pipeline=test_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=False))
-val_evaluator = dict(type='Accuracy', topk=(1, ))
-
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-test_evaluator = val_evaluator

@@ -1,32 +1,12 @@
 # Ten words as 161 frames of 20 coefficients. Unpack Speech Commands v0.02 under
 # data/speech_commands.
+_base_ = './ccnn.py'
+
 data_preprocessor = dict(num_classes=10)
 
-train_pipeline = test_pipeline = [dict(type='PackInputs')]
+pipeline = [dict(type='PackInputs')]
 
-train_dataloader = dict(
-    batch_size=100,
-    num_workers=2,
-    drop_last=True,
-    dataset=dict(
-        type='mmcontext.SpeechCommands',
-        data_root='data/speech_commands',
-        split='train',
-        features='mfcc',
-        pipeline=train_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=True))
-val_dataloader = dict(
-    batch_size=100,
-    num_workers=2,
-    dataset=dict(
-        type='mmcontext.SpeechCommands',
-        data_root='data/speech_commands',
-        split='val',
-        features='mfcc',
-        pipeline=test_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=False))
-val_evaluator = dict(type='Accuracy', topk=(1, ))
-
-test_dataloader = dict(**val_dataloader)
-test_dataloader['dataset'] = dict(val_dataloader['dataset'], split='test')
-test_evaluator = val_evaluator
+dataset = dict(type='mmcontext.SpeechCommands', data_root='data/speech_commands', features='mfcc')
+train_dataloader = dict(batch_size=100, dataset=dict(dataset, split='train', pipeline=pipeline))
+val_dataloader = dict(batch_size=100, dataset=dict(dataset, split='val', pipeline=pipeline))
+test_dataloader = dict(batch_size=100, dataset=dict(dataset, split='test', pipeline=pipeline))

@@ -1,4 +1,6 @@
 # STL-10 at 256x256. Put the .bin files of stl10_binary under data/stl10.
+_base_ = './ccnn.py'
+
 data_preprocessor = dict(
     num_classes=10,
     # The images are RGB already.
@@ -19,26 +21,8 @@ test_pipeline = [
     dict(type='PackInputs'),
 ]
 
+dataset = dict(type='mmcontext.STL10', data_root='data/stl10')
 train_dataloader = dict(
-    batch_size=64,
-    num_workers=2,
-    drop_last=True,
-    dataset=dict(
-        type='mmcontext.STL10',
-        data_root='data/stl10',
-        split='train',
-        pipeline=train_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=True))
-val_dataloader = dict(
-    batch_size=64,
-    num_workers=2,
-    dataset=dict(
-        type='mmcontext.STL10',
-        data_root='data/stl10',
-        split='test',
-        pipeline=test_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=False))
-val_evaluator = dict(type='Accuracy', topk=(1, ))
-
+    batch_size=64, dataset=dict(dataset, split='train', pipeline=train_pipeline))
+val_dataloader = dict(batch_size=64, dataset=dict(dataset, split='test', pipeline=test_pipeline))
 test_dataloader = val_dataloader
-test_evaluator = val_evaluator

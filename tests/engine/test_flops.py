@@ -3,8 +3,8 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
+from mmcontext.engine.flops import build_model, config_complexity, count_complexity
 from mmcontext.layers import CoT2d, CVolution2d, Involution2d
-from mmcontext.utils.flops import build_model, config_complexity, count_complexity
 
 
 def flops(model: nn.Module, *shape: int) -> dict:
