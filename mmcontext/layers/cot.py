@@ -112,7 +112,8 @@ class CoT2d(DynamicKernelLayer):
         key = self.key(x)
         kernels = self.span_norm(self.span(self.embed(self._join(x, key))))
         dynamic = F.silu(self.norm(self._aggregate(self.value(x), kernels)))
-        pooled = (dynamic + key).mean(dim=(2, 3), keepdim=True)
+        # Of the sum of the two, which need not be written for it.
+        pooled = sum(y.mean(dim=(2, 3), keepdim=True) for y in (dynamic, key))
         logits = self.attend(pooled).view(x.shape[0], self.in_channels, 2, 1, 1)
         # A softmax over two is a sigmoid of their difference, and its use an interpolation: one
         # pass over the features in place of three.

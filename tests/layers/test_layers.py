@@ -13,6 +13,7 @@ from mmcontext.layers import (
     SplitAttentionConv2d,
 )
 from mmcontext.layers.blur_pool import BlurPool2d
+from mmcontext.layers.max_pool import MaxPool2d
 
 LAYERS = [CoConv2d, PyConv2d, CoT2d, Involution2d, CVolution2d, SplitAttentionConv2d]
 DYNAMIC = [CoT2d, Involution2d, CVolution2d]
@@ -171,3 +172,13 @@ def test_blur_pool_keeps_a_constant_and_rounds_up():
 def test_bad_arguments_are_named(layer, arguments, message):
     with pytest.raises(ValueError, match=message):
         layer(**arguments)
+
+
+@pytest.mark.parametrize('grad', [False, True])
+def test_max_pool_is_that_of_torch_in_the_layout_of_its_input(grad):
+    x = torch.randn(2, 5, 17, 9, requires_grad=grad)
+    for y in (x, x.to(memory_format=torch.channels_last)):
+        pooled = MaxPool2d(3, stride=2, padding=1)(y)
+        assert torch.equal(pooled, F.max_pool2d(x, 3, stride=2, padding=1))
+        assert pooled.is_contiguous() == y.is_contiguous()
+        assert pooled.requires_grad == grad

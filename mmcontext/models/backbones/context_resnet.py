@@ -1,7 +1,6 @@
 """The trunk: a ResNet whose stem, spatial layer, shortcut and last norm are choices."""
 from typing import Dict, Optional, Sequence, Tuple, Union
 
-import torch.nn.functional as F
 import torch.utils.checkpoint as checkpoint
 from mmcv.cnn import ConvModule, build_activation_layer, build_norm_layer
 from mmcv.cnn.bricks import DropPath
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmcontext.layers.blur_pool import BlurPool2d
+from mmcontext.layers.max_pool import MaxPool2d
 from mmcontext.registry import MODELS
 
 _STAGES = 4
@@ -66,10 +66,14 @@ class ResidualBlock(BaseModule):
     def _residual(self, x: Tensor) -> Tensor:
         y = self.blur(self.norm2(self.spatial(self.reduce(x))))
         y = self.expand(y)
-        identity = self.shortcut(x)
         if self.norm_after_add:
-            return self.norm3(self.drop_path(y) + identity)
-        return self.drop_path(self.norm3(y)) + identity
+            return self.norm3(self._add(self.drop_path(y), self.shortcut(x)))
+        return self._add(self.drop_path(self.norm3(y)), self.shortcut(x))
+
+    @staticmethod
+    def _add(y: Tensor, identity: Tensor) -> Tensor:
+        # In place: no module before keeps y for its backward.
+        return y.add_(identity) if y.dtype == identity.dtype else y + identity
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""
@@ -173,6 +177,7 @@ class ContextResNet(BaseModule):
         strides, dilations = self._strides_and_dilations(strides, dilations, output_stride)
 
         self.stem = self._make_stem(in_channels)
+        self.pool = MaxPool2d(3, stride=2, padding=1) if self.max_pool else nn.Identity()
         blocks_per_stage = self.arch_settings[depth]
         total = sum(blocks_per_stage)
         channels = self._stem_out_channels()
@@ -252,7 +257,7 @@ class ContextResNet(BaseModule):
                        first: bool) -> Optional[nn.Module]:
         modules, conv_stride = [], stride
         if first and self.shortcut_pool == 'max' and (stride > 1 or in_channels != out_channels):
-            modules.append(nn.MaxPool2d(3, stride, padding=1))
+            modules.append(MaxPool2d(3, stride, padding=1))
             conv_stride = 1
         elif stride > 1 and self.shortcut_pool == 'avg':
             modules.append(
@@ -302,9 +307,7 @@ class ContextResNet(BaseModule):
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Feature maps of the stages named by ``out_indices``."""
-        x = self.stem(x)
-        if self.max_pool:
-            x = F.max_pool2d(x, 3, stride=2, padding=1)
+        x = self.pool(self.stem(x))
         outputs = []
         for stage, name in enumerate(self.layer_names):
             x = getattr(self, name)(x)
