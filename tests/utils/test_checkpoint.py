@@ -1,3 +1,4 @@
+import argparse
 import os
 import pickle
 
@@ -125,6 +126,21 @@ def test_bad_files_are_told_apart(tmp_path):
         ckpt.load_checkpoint_file(str(tmp_path / 'list.pth'))
     with pytest.raises(CheckpointError, match='none.pth does not exist'):
         ckpt.load_checkpoint_file(str(tmp_path / 'none.pth'))
+
+
+def test_every_cut_of_an_old_file_is_told(tmp_path):
+    torch.save({'weight': torch.arange(4.)}, tmp_path / 'old.pth',
+               _use_new_zipfile_serialization=False)
+    content = (tmp_path / 'old.pth').read_bytes()
+    for size in range(len(content)):
+        (tmp_path / 'cut.pth').write_bytes(content[:size])
+        with pytest.raises(CheckpointError):
+            ckpt.load_checkpoint_file(str(tmp_path / 'cut.pth'))
+
+
+def test_arguments_that_timm_stores_load(tmp_path, loader):
+    torch.save({'args': argparse.Namespace(lr=0.1)}, tmp_path / 'timm.pth')
+    assert loader(str(tmp_path / 'timm.pth'))['args'].lr == 0.1
 
 
 def save(folder, name, mtime):
