@@ -59,7 +59,7 @@ class CVolution2d(Involution2d):
             total = F.pad(x, (cols, cols, rows, rows)).mean(dim=(2, 3))
         else:
             total = x.sum(dim=(2, 3)) / (height * width)
-        total = total.view(x.shape[0], groups, -1)
+        total = total.view(x.shape[0], groups, self.in_channels // groups)
         taps = self.gate.weight.sum(dim=(2, 3)).unflatten(0, (groups, -1))
         # On the CPU a grouped convolution of one pixel takes several times as long.
         gate = torch.einsum('bgi,goi->bgo', total, taps)

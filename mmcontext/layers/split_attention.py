@@ -49,5 +49,6 @@ class SplitAttentionConv2d(ContextLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""
+        self.check_input(x)
         y = self.conv(x)
         return y * self.gate(F.adaptive_avg_pool2d(y, 1)).sigmoid()

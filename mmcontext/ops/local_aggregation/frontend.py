@@ -1,9 +1,10 @@
 """Argument checks and the public entry."""
 import contextlib
-from typing import Dict, Iterator, Optional, Tuple, Union
+from typing import Dict, Iterator, Optional, Union
 
 from torch import Tensor
 
+from mmcontext.ops.arguments import IntPair, per_axis
 from mmcontext.ops.local_aggregation.backends import (
     REFERENCE,
     Geometry,
@@ -24,7 +25,6 @@ register_backend('native', NativeBackend())
 register_backend('torch', ShiftAddBackend())
 register_backend('triton', TritonBackend())
 
-IntPair = Union[int, Tuple[int, int]]
 _SHARES = ('block', 'interleaved')
 _standard_only = False
 
@@ -49,21 +49,13 @@ def standard_operators_wanted(backend: str) -> bool:
     return backend == REFERENCE or _standard_only or is_exporting()
 
 
-def _pair(name: str, value: IntPair, minimum: int) -> Tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= minimum for v in pair):
-        raise ValueError(f'{name} must be an integer or a pair of integers >= {minimum}, '
-                         f'got {value!r}')
-    return pair
-
-
 def make_geometry(kernel_size: IntPair, stride: IntPair, padding: IntPair, dilation: IntPair,
                   share: str) -> Geometry:
     """Checked :class:`Geometry` from the arguments of :func:`local_aggregation`."""
     if share not in _SHARES:
         raise ValueError(f"share must be 'block' or 'interleaved', got {share!r}")
-    return Geometry(_pair('kernel_size', kernel_size, 1), _pair('stride', stride, 1),
-                    _pair('padding', padding, 0), _pair('dilation', dilation, 1),
+    return Geometry(per_axis('kernel_size', kernel_size, 2, 1), per_axis('stride', stride, 2, 1),
+                    per_axis('padding', padding, 2, 0), per_axis('dilation', dilation, 2, 1),
                     share == 'interleaved')
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from mmcontext.ops.arguments import IntPair
 from mmcontext.ops.local_aggregation.backends import (
     Geometry,
     accumulation_dtype,
@@ -23,7 +24,6 @@ from mmcontext.ops.local_aggregation.backends import (
     is_channels_last,
 )
 from mmcontext.ops.local_aggregation.frontend import (
-    IntPair,
     local_aggregation,
     make_geometry,
     standard_operators_wanted,
@@ -355,8 +355,8 @@ def _check_operands(x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor]
     if (r.shape[0], *r.shape[-2:]) != expected:
         raise ValueError(f'r must have the batch, height and width {expected} for x of shape '
                          f'{tuple(x.shape)} and {geometry}, got shape {tuple(r.shape)}')
-    outs = weight.shape[0]
-    if weight.dim() != 2 or weight.shape[1] != r.shape[1] or outs < 1 or outs % taps:
+    outs = weight.shape[0] if weight.dim() == 2 else 0
+    if outs < 1 or outs % taps or weight.shape[1] != r.shape[1]:
         raise ValueError(f'weight must be [G * {taps}, {r.shape[1]}], got shape '
                          f'{tuple(weight.shape)}')
     if x.shape[1] % (outs // taps):
