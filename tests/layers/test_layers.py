@@ -157,6 +157,7 @@ def test_blur_pool_keeps_a_constant_and_rounds_up():
     (PyConv2d, dict(in_channels=24, out_channels=64), 'divisible by its 16 groups'),
     (PyConv2d, dict(in_channels=64, out_channels=64, kernel_size=(3, 4), groups=(1, 1)),
      'cannot be centred'),
+    (PyConv2d, dict(in_channels=64, kernel_size=3.), 'kernel_size of PyConv2d must be .* got 3.0'),
     (CoT2d, dict(in_channels=20), 'divisible by 8, got 20'),
     (CoT2d, dict(in_channels=32, kernel_size=4), 'must be odd'),
     (CoT2d, dict(in_channels=32, padding=0), 'padding of CoT2d must keep the size'),
