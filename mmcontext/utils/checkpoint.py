@@ -196,7 +196,7 @@ def _recorded_checkpoint(work_dir: str) -> Optional[str]:
     record = osp.join(work_dir, 'last_checkpoint')
     if not osp.isfile(record):
         return None
-    with open(record) as file:
+    with open(record, errors='replace') as file:
         path = file.read().strip()
     for candidate in (path, osp.join(work_dir, osp.basename(path))):
         if path and osp.isfile(candidate):
@@ -223,7 +223,8 @@ def find_resumable_checkpoint(work_dir: str,
     """
     recorded = _recorded_checkpoint(work_dir)
     found: List[str] = [path for path in glob(osp.join(escape(work_dir), '*.pth'))
-                        if re.fullmatch(r'(epoch|iter)_\d+\.pth', osp.basename(path))]
+                        if re.fullmatch(r'(epoch|iter)_\d+\.pth', osp.basename(path))
+                        and osp.isfile(path)]
     candidates = sorted(found, key=osp.getmtime, reverse=True)
     if recorded is not None:
         candidates = [recorded] + [path for path in candidates

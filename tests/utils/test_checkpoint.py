@@ -168,11 +168,13 @@ def test_resume_passes_over_a_truncated_newest_file(tmp_path, caplog):
     assert 'epoch_3.pth is truncated' in caplog.text
 
 
-@pytest.mark.parametrize('record', ['', '/somewhere/else/epoch_2.pth'], ids=['empty', 'moved'])
+@pytest.mark.parametrize('record', [b'', b'/somewhere/else/epoch_2.pth', b'\xff\x00PK'],
+                         ids=['empty', 'moved', 'overwritten'])
 def test_resume_without_a_usable_record(tmp_path, record):
     save(tmp_path, 'epoch_1.pth', 10)
     save(tmp_path, 'epoch_2.pth', 20)
-    (tmp_path / 'last_checkpoint').write_text(record)
+    (tmp_path / 'last_checkpoint').write_bytes(record)
+    (tmp_path / 'epoch_3.pth').symlink_to(tmp_path / 'deleted.pth')
     assert ckpt.find_resumable_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_2.pth')
 
 

@@ -1,6 +1,6 @@
 """Argument checks and the public entry."""
 import contextlib
-from typing import Dict, Iterator, Optional, Union
+from typing import Dict, Iterator, Optional, Tuple, Union
 
 from torch import Tensor
 
@@ -59,23 +59,29 @@ def make_geometry(kernel_size: IntPair, stride: IntPair, padding: IntPair, dilat
                     share == 'interleaved')
 
 
-def _check_operands(x: Tensor, w: Tensor, geometry: Geometry) -> None:
+def checked_output_size(x: Tensor, geometry: Geometry) -> Tuple[int, int]:
+    """Height and width of the aggregation of a feature map, which is checked."""
     if x.dim() != 4:
         raise ValueError(f'x must be [B, C, H, W], got shape {tuple(x.shape)}')
-    if w.dim() != 5:
-        raise ValueError(f'w must be [B, G, Kh*Kw, Ho, Wo], got shape {tuple(w.shape)}')
     if not x.dtype.is_floating_point:
         raise TypeError(f'x must have a floating-point dtype, got {x.dtype}')
-    channels, groups = x.shape[1], w.shape[1]
-    if groups < 1 or channels % groups:
-        raise ValueError(f'the {channels} channels of x are not divisible by the {groups} '
-                         'groups of w')
-    kernel_h, kernel_w = geometry.kernel_size
     out_h, out_w = geometry.output_size(*x.shape[-2:])
     if out_h < 1 or out_w < 1:
         raise ValueError(f'kernel_size {geometry.kernel_size} with dilation {geometry.dilation} '
                          f'is larger than the padded input {tuple(x.shape[-2:])} + 2 * '
                          f'{geometry.padding}')
+    return out_h, out_w
+
+
+def _check_operands(x: Tensor, w: Tensor, geometry: Geometry) -> None:
+    out_h, out_w = checked_output_size(x, geometry)
+    if w.dim() != 5:
+        raise ValueError(f'w must be [B, G, Kh*Kw, Ho, Wo], got shape {tuple(w.shape)}')
+    channels, groups = x.shape[1], w.shape[1]
+    if groups < 1 or channels % groups:
+        raise ValueError(f'the {channels} channels of x are not divisible by the {groups} '
+                         'groups of w')
+    kernel_h, kernel_w = geometry.kernel_size
     expected = (x.shape[0], groups, kernel_h * kernel_w, out_h, out_w)
     if tuple(w.shape) != expected:
         raise ValueError(f'w must have shape {expected} for x of shape {tuple(x.shape)} and '
@@ -131,7 +137,8 @@ def explain(x: Tensor, w: Tensor, kernel_size: IntPair, stride: IntPair = 1, pad
     Args: as :func:`local_aggregation`.
 
     Returns:
-        ``chosen``: the backend's name; ``refused``: backend -> reason, for those that cannot
+        ``chosen``: the backend's name, or 'standard' where a graph for export is recorded or
+        :func:`standard_operators` asks for it; ``refused``: backend -> reason, for those that cannot
         serve the tensors.
     """
     geometry = make_geometry(kernel_size, stride, padding, dilation, share)
