@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from mmcontext.ops.arguments import IntPair, per_axis
 
+
 def same_padding(kernel_size: Tuple[int, int], dilation: Tuple[int, int]) -> Tuple[int, int]:
     """Padding that keeps the size at stride 1 (for even kernels, one row less)."""
     return tuple(d * (k - 1) // 2 for k, d in zip(kernel_size, dilation))

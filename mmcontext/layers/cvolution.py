@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcontext.layers._geometry import IntPair
 from mmcontext.layers.involution import Involution2d
+from mmcontext.ops.arguments import IntPair
 from mmcontext.registry import MODELS
 
 _GATE_KERNEL = 3

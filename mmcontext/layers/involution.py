@@ -4,8 +4,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcontext.layers._conv_norm import conv_norm_act
-from mmcontext.layers._geometry import DynamicKernelLayer, IntPair
+from mmcontext.layers._geometry import DynamicKernelLayer
 from mmcontext.ops import fused_involution, local_aggregation
+from mmcontext.ops.arguments import IntPair
 from mmcontext.registry import MODELS
 
 

@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcontext.layers._conv_norm import conv_norm_act
-from mmcontext.layers._geometry import ContextLayer, IntPair
+from mmcontext.layers._geometry import ContextLayer
+from mmcontext.ops.arguments import IntPair
 from mmcontext.registry import MODELS
 
 

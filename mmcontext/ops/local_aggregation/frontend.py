@@ -138,8 +138,8 @@ def explain(x: Tensor, w: Tensor, kernel_size: IntPair, stride: IntPair = 1, pad
 
     Returns:
         ``chosen``: the backend's name, or 'standard' where a graph for export is recorded or
-        :func:`standard_operators` asks for it; ``refused``: backend -> reason, for those that cannot
-        serve the tensors.
+        :func:`standard_operators` asks for it; ``refused``: backend -> reason, for those that
+        cannot serve the tensors.
     """
     geometry = make_geometry(kernel_size, stride, padding, dilation, share)
     _check_operands(x, w, geometry)
