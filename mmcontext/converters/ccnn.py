@@ -37,6 +37,7 @@ _RENAMES: List[Tuple[Pattern, Optional[str]]] = [
         (r'out_layer\.(weight|bias)', r'head.fc.\1'),
     )
 ]
+_BLOCK_ENTRY = re.compile(r'blocks\.([0-9]+)\.(.+)')
 # Three entries per hidden layer (linear, norm, activation) in the authors' MLP; two here.
 _MLP_LAYER = re.compile(r'(.*\.Kernel\.hidden_layers)\.(\d+)\.(\w+)')
 
@@ -56,13 +57,12 @@ def _rename(key: str) -> Optional[str]:
 
 def _renumber(state: Mapping[str, Tensor]) -> Dict[str, Tensor]:
     """Close the gaps that pools leave in the numbering of blocks, and norms in that of MLPs."""
-    numbers = sorted({int(key.split('.')[1]) for key in state if key.startswith('blocks.')})
-    position = {str(number): str(i) for i, number in enumerate(numbers)}
+    blocks = {key: match for key in state if (match := _BLOCK_ENTRY.fullmatch(key))}
+    numbers = sorted({int(match[1]) for match in blocks.values()})
     renumbered = {}
     for key, value in state.items():
-        if key.startswith('blocks.'):
-            _, number, rest = key.split('.', 2)
-            key = f'blocks.{position[number]}.{rest}'
+        if key in blocks:
+            key = f'blocks.{numbers.index(int(blocks[key][1]))}.{blocks[key][2]}'
         match = _MLP_LAYER.fullmatch(key)
         if match:
             key = f'{match[1]}.{int(match[2]) // 3 * 2}.{match[3]}'
@@ -89,7 +89,10 @@ def convert_ccnn(state: Mapping[str, Tensor]) -> Dict[str, Tensor]:
     if 'out_layer.weight' not in state:
         raise CheckpointError("the checkpoint is no CCNN: it has no entry 'out_layer.weight'")
     dim = state['out_layer.weight'].dim() - 2
-    converted, unknown = {}, []
+    if dim not in (1, 2, 3):
+        raise CheckpointError("entry 'out_layer.weight' of a CCNN must have 3 to 5 axes, got shape "
+                              f'{tuple(state["out_layer.weight"].shape)}')
+    converted, unknown, wrong = {}, [], []
     for key, value in _renumber(state).items():
         try:
             target = _rename(key)
@@ -98,18 +101,27 @@ def convert_ccnn(state: Mapping[str, Tensor]) -> Dict[str, Tensor]:
             continue
         if target is None:
             continue
-        if target.endswith('.train_length'):
+        if value.is_floating_point() and not value.isfinite().all():
+            wrong.append(f'{key} is NaN or infinite')
+        elif target.endswith('.train_length'):
             # One length for all axes there, one an axis here.
-            value = value.long().expand(dim).clone()
+            if value.numel() not in (1, dim):
+                wrong.append(f'{key} has shape {tuple(value.shape)}')
+            else:
+                value = value.long().flatten().expand(dim).clone()
         elif target.endswith('.initialized'):
             value = value.bool()
         elif target.endswith('.weight') and ('.kernel_net.' in target or '.fc.' in target):
             # 1x1 convolutions on a grid there, linear layers on a list of positions here.
-            value = value.flatten(1)
+            if value.dim() != dim + 2:
+                wrong.append(f'{key} has shape {tuple(value.shape)}')
+            else:
+                value = value.flatten(1)
         converted[target] = value
-    if unknown:
-        raise CheckpointError(f'the checkpoint does not fit a CCNN; {len(unknown)} unknown '
-                              f'entries: {", ".join(unknown[:20])}')
+    problems = [f'{len(entries)} {kind} entries: {", ".join(entries[:20])}'
+                for kind, entries in (('unknown', unknown), ('unfit', wrong)) if entries]
+    if problems:
+        raise CheckpointError(f'the checkpoint does not fit a CCNN; {"; ".join(problems)}')
     # Older versions do not store the flag; what was trained has been rescaled.
     for key in [k for k in converted if k.endswith('.train_length')]:
         converted.setdefault(key.replace('train_length', 'initialized'),

@@ -2,7 +2,7 @@
 import os
 import re
 import tempfile
-from typing import Dict, List, Mapping, Optional, Sequence
+from typing import Dict, Mapping, Optional, Sequence
 
 import torch
 from mmengine.config import Config
@@ -16,30 +16,46 @@ from mmcontext.utils.checkpoint import load_checkpoint_file
 from mmcontext.utils.errors import CheckpointError, UserError
 from mmcontext.version import __version__
 
-# Wrappers of a state dict, outermost first.
-_WRAPPERS = ('state_dict', 'model')
+# Names under which training code stores the weights, the most wanted first; they may be nested.
+_WRAPPERS = ('state_dict', 'model', 'model_state_dict', 'net', 'state_dict_ema')
+_MAX_WRAPPERS = 3
+# What DataParallel, torch.compile and training code put in front, then what mmcls does.
+_PREFIXES = re.compile(r'(?:(?:module|_orig_mod|model)\.)*(?:(?:backbone|head)\.(?=\w))?')
 _LISTED = 20
 
 
 def _unwrap(checkpoint: Mapping) -> Dict[str, Tensor]:
-    for name in _WRAPPERS:
-        if isinstance(checkpoint.get(name), Mapping):
-            checkpoint = checkpoint[name]
-    state = {}
+    """The bare state dict of a checkpoint, without prefixes."""
+    for _ in range(_MAX_WRAPPERS):
+        inner = [checkpoint[name] for name in _WRAPPERS
+                 if isinstance(checkpoint.get(name), Mapping)]
+        if inner:
+            checkpoint = inner[0]
+    sources = {}
     for key, value in checkpoint.items():
+        if not isinstance(key, str):
+            raise CheckpointError(f'the checkpoint is no state dict: its key {key!r} is a '
+                                  f'{type(key).__name__}, expected a string')
         if not isinstance(value, Tensor):
             raise CheckpointError(f'the checkpoint is no state dict: its entry {key!r} is a '
                                   f'{type(value).__name__}, expected a tensor')
-        key = re.sub(r'^(?:module\.)+', '', key)
-        state[re.sub(r'^(?:backbone|head)\.(?=\w)', '', key)] = value
-    if not state:
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise CheckpointError(f'entry {key!r} of the checkpoint is a tensor of {value.layout} '
+                                  f'and {value.dtype} on {value.device}, expected a dense one with '
+                                  'values')
+        name = key[_PREFIXES.match(key).end():]
+        if name in sources:
+            raise CheckpointError(f'the checkpoint is ambiguous: its entries {sources[name]!r} '
+                                  f'and {key!r} differ by their prefixes alone')
+        sources[name] = key
+    if not sources:
         raise CheckpointError('the checkpoint holds no tensors')
-    return state
+    return {name: checkpoint[key] for name, key in sources.items()}
 
 
 def _listing(keys: Sequence[str]) -> str:
     more = f' and {len(keys) - _LISTED} more' if len(keys) > _LISTED else ''
-    return ', '.join(keys[:_LISTED]) + more
+    return ', '.join(key if key.isprintable() else repr(key) for key in keys[:_LISTED]) + more
 
 
 def convert_state_dict(state: Mapping[str, Tensor], rules: Sequence[Rule],
@@ -55,34 +71,44 @@ def convert_state_dict(state: Mapping[str, Tensor], rules: Sequence[Rule],
         Entries under the names and in the order of the model.
 
     Raises:
-        CheckpointError: Keys are unknown, missing or misshaped; it lists them.
+        CheckpointError: Entries are unknown, missing, given twice, of the wrong shape or dtype,
+            or not finite; it lists them.
     """
-    renamed, unknown = {}, []
+    renamed, unknown, repeated = {}, [], []
     for key, value in state.items():
         for pattern, rename in rules:
             match = pattern.fullmatch(key)
             if match:
                 target = rename(match)
-                if target is not None:
+                if target in renamed:
+                    repeated.append(target)
+                elif target is not None:
                     renamed[target] = value
                 break
         else:
             unknown.append(key)
     wanted = model.state_dict()
     unknown += [key for key in renamed if key not in wanted]
-    # Checkpoints from before PyTorch 0.4.1 do not count batches.
     for key in wanted:
         if key.endswith('num_batches_tracked'):
-            renamed.setdefault(key, torch.zeros((), dtype=torch.long))
-    missing = [key for key in wanted if key not in renamed]
-    misshaped = [
-        f'{key} {tuple(renamed[key].shape)} instead of {tuple(value.shape)}'
-        for key, value in wanted.items()
-        if key in renamed and renamed[key].shape != value.shape
-    ]
-    problems: List[str] = [
+            # Checkpoints from before PyTorch 0.4.1 do not count batches, halved ones do in half.
+            renamed[key] = renamed.get(key, torch.zeros(())).long()
+    missing, misshaped, mistyped, infinite = [], [], [], []
+    for key, value in wanted.items():
+        found = renamed.get(key)
+        if found is None:
+            missing.append(key)
+        elif found.shape != value.shape:
+            misshaped.append(f'{key} {tuple(found.shape)} instead of {tuple(value.shape)}')
+        elif found.is_floating_point() != value.is_floating_point():
+            mistyped.append(f'{key} {found.dtype}')
+        elif not found.isfinite().all():
+            infinite.append(key)
+    problems = [
         f'{len(keys)} {kind}: {_listing(keys)}'
-        for kind, keys in (('unknown', unknown), ('missing', missing), ('misshaped', misshaped))
+        for kind, keys in (('unknown', unknown), ('given twice', repeated), ('missing', missing),
+                           ('misshaped', misshaped), ('of a wrong dtype', mistyped),
+                           ('NaN or infinite', infinite))
         if keys
     ]
     if problems:
@@ -111,15 +137,16 @@ def convert_checkpoint(source: str, destination: str, arch: str, config_root: st
     """Convert a checkpoint file; the destination is written whole or not at all.
 
     Args:
-        source: The authors' checkpoint: a state dict, bare or under 'state_dict' or 'model',
-            keys with or without 'module.', 'backbone.' and 'head.' prefixes.
+        source: The authors' checkpoint: a state dict, bare or under 'state_dict', 'model',
+            'model_state_dict', 'net' or, where there is none of these, 'state_dict_ema'; keys
+            with or without 'module.', '_orig_mod.', 'model.', 'backbone.' and 'head.' in front.
         destination: File to write: {'state_dict': ..., 'meta': ...}.
         arch: A key of :data:`ARCHITECTURES`, or 'ccnn': any continuous CNN, not held against
             a config.
         config_root: Folder with the configs.
 
     Raises:
-        UserError: ``arch`` is unknown.
+        UserError: ``arch`` is unknown, or the destination cannot be written.
         CheckpointError: The file is damaged, or its entries do not fit.
     """
     if arch not in ARCHITECTURES and arch != CCNN_ARCH:
@@ -132,21 +159,32 @@ def convert_checkpoint(source: str, destination: str, arch: str, config_root: st
     else:
         architecture = ARCHITECTURES[arch]
         meta['config'] = architecture.config
-        if architecture.classes_from in state:
-            meta['num_classes'] = len(state[architecture.classes_from])
+        classifier = state.get(architecture.classes_from)
+        if classifier is not None and classifier.dim() == 4 and len(classifier):
+            meta['num_classes'] = len(classifier)
             meta['config'] = architecture.configs_by_classes.get(
                 meta['num_classes'], architecture.config)
         model = build_for_conversion(os.path.join(config_root, meta['config']),
                                      meta.get('num_classes'))
         state = convert_state_dict(state, architecture.rules, model)
-    converted = {'state_dict': state, 'meta': meta}
+    # Copies, so that a view does not bring along the storage that it looks at.
+    state = {key: value.detach().clone() for key, value in state.items()}
+    _save({'state_dict': state, 'meta': meta}, destination)
+
+
+def _save(checkpoint: dict, destination: str) -> None:
     folder = os.path.dirname(os.path.abspath(destination))
-    os.makedirs(folder, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, suffix='.tmp', delete=False) as file:
-        try:
-            torch.save(converted, file)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, destination)
+    temporary = None
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, suffix='.tmp', delete=False) as file:
+            temporary = file.name
+            torch.save(checkpoint, file)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, destination)
+    except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
+        reason = getattr(error, 'strerror', None) or error
+        raise UserError(f'cannot write the destination {destination!r}: {reason}') from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)

@@ -7,9 +7,8 @@ the authors put a bare operator where the convolution module stood, and in the m
 from typing import Dict, List, Tuple
 
 from mmcontext.converters import rules
-from mmcontext.converters.rules import Rule, rule
+from mmcontext.converters.rules import LEAF, Rule, rule
 
-_LEAF = r'((?:weight|bias|running_mean|running_var|num_batches_tracked))'
 _OPERATOR_SITES = ((r'neck\.fpn_convs\.(\d+)', r'neck.fpn_convs.\1.conv'),
                    (r'rpn_head\.rpn_conv()', r'rpn_head.rpn_conv\1.conv'),
                    (r'roi_head\.mask_head\.convs\.(\d+)\.0', r'roi_head.mask_head.convs.\1.conv'))
@@ -18,7 +17,7 @@ _UNCHANGED = rule(r'((?:neck|rpn_head|roi_head|bbox_head)\..+)', r'\1')
 
 def _detector(backbone: List[Rule], parts) -> List[Rule]:
     operators = [
-        rule(rf'{site}\.{source}\.{_LEAF}', rf'{target}.{renamed}.\2')
+        rule(rf'{site}\.{source}\.{LEAF}', rf'{target}.{renamed}.\2')
         for site, target in _OPERATOR_SITES for source, renamed in parts
     ]
     return [*operators, _UNCHANGED, *backbone]

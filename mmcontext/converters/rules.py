@@ -10,7 +10,7 @@ from typing import Callable, List, Optional, Pattern, Tuple
 Rule = Tuple[Pattern, Callable[[re.Match], Optional[str]]]
 
 _BLOCK = r'(layer[1-4]\.\d+)'
-_LEAF = r'((?:weight|bias|running_mean|running_var|num_batches_tracked))'
+LEAF = r'((?:weight|bias|running_mean|running_var|num_batches_tracked))'
 
 
 def rule(pattern: str, template: str) -> Rule:
@@ -24,11 +24,11 @@ def drop(pattern: str) -> Rule:
 
 
 def _block(source: str, target: str) -> Rule:
-    return rule(rf'{_BLOCK}\.{source}\.{_LEAF}', rf'backbone.\1.{target}.\2')
+    return rule(rf'{_BLOCK}\.{source}\.{LEAF}', rf'backbone.\1.{target}.\2')
 
 
 def _stem(source: str, target: str) -> Rule:
-    return rule(rf'{source}\.{_LEAF}', rf'backbone.stem.{target}.\1')
+    return rule(rf'{source}\.{LEAF}', rf'backbone.stem.{target}.\1')
 
 
 def _pyramid(source: str, target: str) -> List[Rule]:
@@ -42,7 +42,7 @@ def _pyramid(source: str, target: str) -> List[Rule]:
 
 
 _FC = rule(r'fc\.(weight|bias)', r'head.fc.\1')
-_SHORTCUT = rule(rf'{_BLOCK}\.downsample\.(\d)\.{_LEAF}', r'backbone.\1.shortcut.\2.\3')
+_SHORTCUT = rule(rf'{_BLOCK}\.downsample\.(\d)\.{LEAF}', r'backbone.\1.shortcut.\2.\3')
 _PLAIN_STEM = [_stem('conv1', '0.conv'), _stem('bn1', '0.bn')]
 _REDUCE = [_block('conv1', 'reduce.0'), _block('bn1', 'reduce.1')]
 _NORM2 = _block('bn2', 'norm2.0')
@@ -107,7 +107,7 @@ CEDNET = _dynamic(CVOLUTION_PARTS)
 
 def _resnet_stem(source: str, target: str) -> Rule:
     """The stem of a segmentation network, which holds it as layer0 or as the backbone does."""
-    return rule(rf'(?:{source})\.{_LEAF}', rf'backbone.{target}.\1')
+    return rule(rf'(?:{source})\.{LEAF}', rf'backbone.{target}.\1')
 
 
 def _branch(source: str, first: int, target: str) -> List[Rule]:
@@ -119,7 +119,7 @@ def _branch(source: str, first: int, target: str) -> List[Rule]:
 
     return [
         (re.compile(rf'{source}\.{first + 3}\.conv2_(\d+)\.weight'), rename),
-        *(rule(rf'{source}\.{first + offset}\.{_LEAF}', rf'{target}.{part}.\1')
+        *(rule(rf'{source}\.{first + offset}\.{LEAF}', rf'{target}.{part}.\1')
           for offset, part in ((0, '0.conv'), (1, '0.bn'), (4, '1.bn'), (6, '2.conv'),
                                (7, '2.bn'))),
     ]
@@ -128,7 +128,7 @@ def _branch(source: str, first: int, target: str) -> List[Rule]:
 _SEGMENTATION_HEADS = [
     *_branch(r'local_context\.layers', 0, 'local_context'),
     *_branch(r'global_context\.features', 1, 'global_context'),
-    *(rule(rf'{source}\.{_LEAF}', rf'{target}.\1') for source, target in (
+    *(rule(rf'{source}\.{LEAF}', rf'{target}.\1') for source, target in (
         (r'pyconvhead\.merge_context\.features\.0', 'decode_head.merge.conv'),
         (r'pyconvhead\.merge_context\.features\.1', 'decode_head.merge.bn'),
         (r'cls\.1', 'decode_head.conv_seg'),
@@ -142,7 +142,7 @@ _SEGMENTATION_HEADS = [
 PYCONVSEGNET_RESNET = [
     *_SEGMENTATION_HEADS,
     _resnet_stem(r'layer0\.0|conv1', 'conv1'), _resnet_stem(r'layer0\.1|bn1', 'bn1'),
-    rule(rf'{_BLOCK}\.((?:conv|bn)[1-3]|downsample\.[01])\.{_LEAF}', r'backbone.\1.\2.\3'),
+    rule(rf'{_BLOCK}\.((?:conv|bn)[1-3]|downsample\.[01])\.{LEAF}', r'backbone.\1.\2.\3'),
 ]
 
 PYCONVSEGNET_PYCONVRESNET = [

@@ -1,19 +1,10 @@
 """Arguments and attributes that every layer shares with ``torch.nn.Conv2d``."""
-from typing import Optional, Tuple, Union
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
-IntPair = Union[int, Tuple[int, int]]
-
-
-def to_pair(name: str, value: IntPair, minimum: int) -> Tuple[int, int]:
-    """(vertical, horizontal) from an integer or a pair, checked."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= minimum for v in pair):
-        raise ValueError(f'{name} must be an integer or a pair of integers >= {minimum}, '
-                         f'got {value!r}')
-    return pair
+from mmcontext.ops.arguments import IntPair, per_axis
 
 
 def same_padding(kernel_size: Tuple[int, int], dilation: Tuple[int, int]) -> Tuple[int, int]:
@@ -58,20 +49,26 @@ class ContextLayer(nn.Module):
                                  f'got {value!r}')
         self.in_channels = in_channels
         self.out_channels = in_channels if out_channels is None else out_channels
-        self.kernel_size = to_pair('kernel_size', kernel_size, 1)
-        self.stride = to_pair('stride', stride, 1)
-        self.dilation = to_pair('dilation', dilation, 1)
+        self.kernel_size = per_axis('kernel_size', kernel_size, 2, 1)
+        self.stride = per_axis('stride', stride, 2, 1)
+        self.dilation = per_axis('dilation', dilation, 2, 1)
         self.groups = groups
         same = same_padding(self.kernel_size, self.dilation)
-        self.padding = same if padding is None else to_pair('padding', padding, 0)
+        self.padding = same if padding is None else per_axis('padding', padding, 2, 0)
         if kernel_size_override is not None:
-            self.kernel_size = to_pair('kernel_size_override', kernel_size_override, 1)
+            self.kernel_size = per_axis('kernel_size_override', kernel_size_override, 2, 1)
             widened = same_padding(self.kernel_size, self.dilation)
             self.padding = tuple(p + w - s for p, w, s in zip(self.padding, widened, same))
             if min(self.padding) < 0:
                 raise ValueError(f'kernel_size_override={kernel_size_override!r} needs a negative '
                                  f'padding in place of kernel_size={kernel_size!r} with '
                                  f'padding={padding!r}')
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise unless the input is [B, in_channels, H, W]."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f'the input of {type(self).__name__} must be [B, {self.in_channels}, '
+                             f'H, W], got shape {tuple(x.shape)}')
 
     def extra_repr(self) -> str:
         return (f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, '

@@ -5,7 +5,8 @@ from typing import Dict, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from mmcontext.layers._geometry import ContextLayer, IntPair
+from mmcontext.layers._geometry import ContextLayer
+from mmcontext.ops.arguments import IntPair, per_axis
 
 
 def split_channels(layer: str, out_channels: int, levels: int,
@@ -57,7 +58,7 @@ class PyramidConv2d(ContextLayer):
             if in_channels % level_group or split % level_group:
                 raise ValueError(f'{name}: {in_channels} input and {split} output channels of a '
                                  f'level are not both divisible by its {level_group} groups')
-            size = (size, size) if isinstance(size, int) else tuple(size)
+            size = per_axis(f'kernel_size of {name}', size, 2, 1)
             level_dilation = tuple(scale * d for d in self.dilation)
             reach = [d * (k - 1) for d, k in zip(level_dilation, size)]
             base_reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size)]
@@ -78,4 +79,4 @@ class PyramidConv2d(ContextLayer):
         """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""
         if len(self.convs) == 1:
             return self.convs[0](x)
-        return torch.cat([conv(x) for conv in self.convs], dim=1)
+        return torch.cat([conv(x) for conv in self.convs], dim=-3)

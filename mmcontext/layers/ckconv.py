@@ -1,6 +1,5 @@
 """Convolutions whose kernel is sampled from a network on coordinates."""
 import math
-from functools import lru_cache
 from typing import Iterator, List, Optional, Sequence, Tuple, Type, Union
 
 import torch
@@ -8,6 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmcontext.ops.arguments import per_axis
 from mmcontext.ops.fft_conv import convolve
 from mmcontext.ops.tracing import is_compiling
 from mmcontext.registry import MODELS
@@ -20,21 +20,31 @@ _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _ZERO_PAD = {1: nn.ConstantPad1d, 2: nn.ConstantPad2d, 3: nn.ConstantPad3d}
 
 
-@lru_cache(maxsize=256)
+def _tap_count(length: int, resolution: float, causal: bool) -> int:
+    """Taps along one axis of a kernel that was trained with ``length`` of them."""
+    if resolution == 1 or length == 1:
+        return length
+    if causal:
+        return math.floor((length - 1) * resolution + 1e-6) + 1
+    return 2 * math.floor((length - 1) / 2 * resolution + 1e-6) + 1
+
+
 def _axis_positions(length: int, resolution: float, causal: bool) -> Tensor:
     """Coordinates of the taps along one axis.
 
     They are float32, whatever the layer's dtype: kernels with frequencies in the thousands were
     trained on the rounded coordinates, and the rounding moves their phase.
     """
-    if resolution == 1 or length == 1:
-        return torch.linspace(-1, 1, length) if length > 1 else torch.full((1, ), float(causal))
+    options = dict(dtype=torch.float32, device='cpu')
+    if length == 1:
+        return torch.full((1, ), float(causal), **options)
+    if resolution == 1:
+        return torch.linspace(-1, 1, length, **options)
     step = 2 / (length - 1) / resolution
+    taps = _tap_count(length, resolution, causal)
     if causal:
-        taps = math.floor((length - 1) * resolution + 1e-6) + 1
-        return 1 - step * torch.arange(taps - 1, -1, -1)
-    half = math.floor((length - 1) / 2 * resolution + 1e-6)
-    return step * torch.arange(-half, half + 1)
+        return 1 - step * torch.arange(taps - 1, -1, -1, **options)
+    return step * torch.arange(-(taps // 2), taps // 2 + 1, **options)
 
 
 def has_values(tensor: Tensor) -> bool:
@@ -93,6 +103,9 @@ class CKConvNd(nn.Module):
             (conv_cfg). Defaults to None.
 
     Shape: [B, in_channels, *size] to [B, out_channels, *out].
+
+    Half precision: use autocast, or :func:`freeze_kernels` first. ``.half()`` and ``.bfloat16()``
+    round the frequencies of the kernel network, which are in the hundreds, and so its kernels.
     """
 
     dim: int
@@ -168,12 +181,7 @@ class CKConvNd(nn.Module):
         return {}
 
     def _per_axis(self, name: str, value: Union[int, Sequence[int]], least: int) -> tuple:
-        values = (value, ) * self.dim if isinstance(value, int) else tuple(value)
-        if len(values) != self.dim or any(
-                not isinstance(v, int) or v < least for v in values):
-            raise ValueError(f'{name} of {type(self).__name__} must be an int or {self.dim} ints, '
-                             f'at least {least}, got {value!r}')
-        return values
+        return per_axis(f'{name} of {type(self).__name__}', value, self.dim, least)
 
     def _check_kernel_size(self, name: str, size: KernelSize) -> Union[str, tuple]:
         if isinstance(size, str):
@@ -261,28 +269,38 @@ class CKConvNd(nn.Module):
                 self.kernel_net.output_linear.weight.div_(math.sqrt(fan_in))
                 self.initialized.fill_(True)
 
-    def _axes(self) -> List[Tensor]:
-        return [_axis_positions(n, self.resolution, self.causal) for n in self._length]
+    def _taps(self) -> Tuple[int, ...]:
+        """Taps of the whole kernel, per axis."""
+        return tuple(_tap_count(n, self.resolution, self.causal) for n in self._length)
 
     def _window(self) -> Window:
         """First and last tap (exclusive) that are sampled, per axis."""
-        return tuple((0, len(axis)) for axis in self._axes())
+        return tuple((0, taps) for taps in self._taps())
 
     def _kernel_inputs(self) -> List[Tensor]:
         """Every tensor that the sampled kernel is a function of."""
         return list(_tensors_of(self.kernel_net))
+
+    def _grid(self, window: Window, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Positions [M, dim] of the taps inside ``window``, kept between calls."""
+        key = (window, self._length, self.resolution, device, dtype,
+               torch.is_inference_mode_enabled())
+        if self._positions is not None and self._positions[0] == key:
+            return self._positions[1]
+        axes = [_axis_positions(n, self.resolution, self.causal)[start:stop]
+                for n, (start, stop) in zip(self._length, window)]
+        grid = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1).flatten(0, -2)
+        grid = grid.to(device, dtype)
+        if has_values(grid):
+            self._positions = (key, grid)
+        return grid
 
     def _sample(self, window: Window) -> Tensor:
         """The taps inside ``window``: [out, in / groups, *taps], [in, 1, *taps] if separable."""
         weight = self.kernel_net.output_linear.weight
         # The frequencies need more than half precision, whatever the model runs in.
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        key = (window, self._length, self.resolution, weight.device, dtype)
-        if self._positions is None or self._positions[0] != key:
-            axes = [axis[start:stop] for axis, (start, stop) in zip(self._axes(), window)]
-            grid = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1).flatten(0, -2)
-            self._positions = (key, grid.to(weight.device, dtype))
-        positions = self._positions[1]
+        positions = self._grid(window, weight.device, dtype)
         device_type = 'cpu' if weight.device.type == 'meta' else weight.device.type
         with torch.autocast(device_type, enabled=False):
             if weight.dtype == dtype:
@@ -345,8 +363,8 @@ class CKConvNd(nn.Module):
     def _pads(self, window: Window) -> Window:
         """(left, right) zeros per axis for the taps inside ``window``; may be negative."""
         pads = []
-        for axis, (positions, (start, stop)) in enumerate(zip(self._axes(), window)):
-            dilation, taps = self.dilation[axis], len(positions)
+        for axis, (taps, (start, stop)) in enumerate(zip(self._taps(), window)):
+            dilation = self.dilation[axis]
             if self.padding is not None:
                 grown = dilation * (taps - self._length[axis])
                 left = self.padding[axis] + grown // 2

@@ -1,8 +1,8 @@
 from fractions import Fraction
 from typing import Optional, Sequence
 
-from mmcontext.layers._geometry import IntPair
 from mmcontext.layers._pyramid import PyramidConv2d, split_channels
+from mmcontext.ops.arguments import IntPair
 from mmcontext.registry import MODELS
 
 _HALF, _QUARTER, _EIGHTH = Fraction(1, 2), Fraction(1, 4), Fraction(1, 8)

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcontext.layers._geometry import IntPair
 from mmcontext.layers.involution import Involution2d
+from mmcontext.ops.arguments import IntPair
 from mmcontext.registry import MODELS
 
 _GATE_KERNEL = 3
@@ -59,7 +59,7 @@ class CVolution2d(Involution2d):
             total = F.pad(x, (cols, cols, rows, rows)).mean(dim=(2, 3))
         else:
             total = x.sum(dim=(2, 3)) / (height * width)
-        total = total.view(x.shape[0], groups, -1)
+        total = total.view(x.shape[0], groups, self.in_channels // groups)
         taps = self.gate.weight.sum(dim=(2, 3)).unflatten(0, (groups, -1))
         # On the CPU a grouped convolution of one pixel takes several times as long.
         gate = torch.einsum('bgi,goi->bgo', total, taps)

@@ -4,8 +4,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcontext.layers._conv_norm import conv_norm_act
-from mmcontext.layers._geometry import DynamicKernelLayer, IntPair
+from mmcontext.layers._geometry import DynamicKernelLayer
 from mmcontext.ops import fused_involution, local_aggregation
+from mmcontext.ops.arguments import IntPair
 from mmcontext.registry import MODELS
 
 
@@ -79,6 +80,11 @@ class Involution2d(DynamicKernelLayer):
             lost = dilation * (kernel - 1) - 2 * pad
             crop.append((lost // 2, lost - lost // 2))
         (top, bottom), (left, right) = crop
+        if x.shape[2] <= top + bottom or x.shape[3] <= left + right:
+            raise ValueError(f'the input of {type(self).__name__} must be larger than '
+                             f'{(top + bottom, left + right)} for kernel_size {self.kernel_size}, '
+                             f'padding {self.padding} and dilation {self.dilation}, got shape '
+                             f'{tuple(x.shape)}')
         if any((top, bottom, left, right)):
             x = F.pad(x, (-left, -right, -top, -bottom))
         if self.stride != (1, 1):
@@ -102,6 +108,7 @@ class Involution2d(DynamicKernelLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""
+        self.check_input(x)
         if self.fused:
             gate = self.gate_values(x)
             y = fused_involution(x, self.reduce(self._centres(x)), self.span.weight.flatten(1),

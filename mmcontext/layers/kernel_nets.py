@@ -111,8 +111,10 @@ class GaborFilter(SineFilter):
         one_sided = net.causal and net.init_box != 1
         self.mu = nn.Parameter(1 - net.init_box * box if one_sided else net.init_box *
                                (2 * box - 1))
-        self.gamma = nn.Parameter(
-            torch.distributions.Gamma(alpha, 1.).sample((net.hidden_channels, widths)))
+        # Drawn on the CPU, because a meta device has no such distribution.
+        gamma = torch.distributions.Gamma(torch.tensor(alpha, device='cpu'),
+                                          torch.tensor(1., device='cpu'))
+        self.gamma = nn.Parameter(gamma.sample((net.hidden_channels, widths)).to(self.mu))
         with torch.no_grad():
             self.linear.weight.mul_(self.gamma)
 

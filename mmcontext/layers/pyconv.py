@@ -1,8 +1,8 @@
 from fractions import Fraction
 from typing import Optional, Sequence, Union
 
-from mmcontext.layers._geometry import IntPair
 from mmcontext.layers._pyramid import PyramidConv2d, split_channels
+from mmcontext.ops.arguments import IntPair
 from mmcontext.registry import MODELS
 
 _HALF, _QUARTER = Fraction(1, 2), Fraction(1, 4)
@@ -54,9 +54,12 @@ class PyConv2d(PyramidConv2d):
                  levels: int = 4, out_splits: Optional[Sequence[int]] = None,
                  kernel_size_override: Union[int, Sequence[int], None] = None) -> None:
         sizes = kernel_size if kernel_size_override is None else kernel_size_override
-        for per_level in (sizes, groups, out_splits):
-            if per_level is not None and not isinstance(per_level, int):
-                levels = len(per_level)
+        for name, given in (('kernel_size', sizes), ('groups', groups), ('out_splits', out_splits)):
+            if isinstance(given, Sequence):
+                levels = len(given)
+            elif not (given is None or isinstance(given, int)):
+                raise ValueError(f'{name} of PyConv2d must be an int or a list with an entry per '
+                                 f'level, got {given!r}')
         if isinstance(sizes, int):
             sizes = [sizes + 2 * level for level in range(levels)]
         if groups is None or groups == 1:

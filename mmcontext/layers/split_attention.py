@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcontext.layers._conv_norm import conv_norm_act
-from mmcontext.layers._geometry import ContextLayer, IntPair
+from mmcontext.layers._geometry import ContextLayer
+from mmcontext.ops.arguments import IntPair
 from mmcontext.registry import MODELS
 
 
@@ -49,5 +50,6 @@ class SplitAttentionConv2d(ContextLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""
+        self.check_input(x)
         y = self.conv(x)
         return y * self.gate(F.adaptive_avg_pool2d(y, 1)).sigmoid()

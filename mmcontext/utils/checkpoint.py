@@ -5,6 +5,7 @@ mmengine stores its log buffers and numpy scalars in a checkpoint. ``torch.load`
 Here these few types are made known, so that training can be resumed and tested while every
 other pickle that would run code stays refused.
 """
+import argparse
 import codecs
 import logging
 import os
@@ -38,7 +39,7 @@ def _history_buffer_getattr(obj: Any, name: str) -> Callable:
 
 
 def safe_globals() -> Dict[str, Any]:
-    """What mmengine's checkpoints need beside tensors: pickled name -> object.
+    """What checkpoints of mmengine and timm need beside tensors: pickled name -> object.
 
     numpy's names are given as numpy 1 and as numpy 2 write them, and the built-in module as
     Python 2 pickles (protocol 2, torch's default) and as Python 3 name it.
@@ -49,6 +50,8 @@ def safe_globals() -> Dict[str, Any]:
         'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
         'numpy.ndarray': np.ndarray,
         'numpy.dtype': np.dtype,
+        # The arguments of a training script, which timm (CoTNet) stores beside the weights.
+        'argparse.Namespace': argparse.Namespace,
         # How bytes are pickled; torch < 2.2 does not list it.
         '_codecs.encode': codecs.encode,
     }
@@ -134,7 +137,10 @@ def load_checkpoint_file(filename: str, map_location=None) -> dict:
     """
     path = osp.expanduser(filename)
     if not osp.isfile(path):
-        raise CheckpointError(f'checkpoint {filename} does not exist')
+        problem = 'is not a file' if osp.exists(path) else 'does not exist'
+        raise CheckpointError(f'checkpoint {filename} {problem}')
+    if not os.access(path, os.R_OK):
+        raise CheckpointError(f'checkpoint {filename} may not be read (permission denied)')
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -144,8 +150,10 @@ def load_checkpoint_file(filename: str, map_location=None) -> dict:
                 f'checkpoint {filename} is refused: it asks for {refused.group(1)!r}, which could '
                 'run code, and only weights and training state are loaded') from error
         raise CheckpointError(_damage(path, filename)) from error
-    except (RuntimeError, OSError, EOFError, LookupError, ValueError) as error:
-        if 'out of memory' in str(error) or 'deserialize object on' in str(error):
+    except Exception as error:
+        # Damaged bytes come up as nearly any error; what follows is not the file's fault.
+        if isinstance(error, MemoryError) or re.search('out of memory|deserialize object on',
+                                                       str(error)):
             raise
         raise CheckpointError(_damage(path, filename)) from error
     if not isinstance(checkpoint, dict):
@@ -188,7 +196,7 @@ def _recorded_checkpoint(work_dir: str) -> Optional[str]:
     record = osp.join(work_dir, 'last_checkpoint')
     if not osp.isfile(record):
         return None
-    with open(record) as file:
+    with open(record, errors='replace') as file:
         path = file.read().strip()
     for candidate in (path, osp.join(work_dir, osp.basename(path))):
         if path and osp.isfile(candidate):
@@ -215,7 +223,8 @@ def find_resumable_checkpoint(work_dir: str,
     """
     recorded = _recorded_checkpoint(work_dir)
     found: List[str] = [path for path in glob(osp.join(escape(work_dir), '*.pth'))
-                        if re.fullmatch(r'(epoch|iter)_\d+\.pth', osp.basename(path))]
+                        if re.fullmatch(r'(epoch|iter)_\d+\.pth', osp.basename(path))
+                        and osp.isfile(path)]
     candidates = sorted(found, key=osp.getmtime, reverse=True)
     if recorded is not None:
         candidates = [recorded] + [path for path in candidates

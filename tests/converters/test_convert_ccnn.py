@@ -148,6 +148,19 @@ def test_what_does_not_fit_is_listed():
         convert_ccnn(state)
 
 
+@pytest.mark.parametrize('key, value, message', [
+    ('blocks.x.conv1.bias', torch.zeros(1), '1 unknown entries: blocks.x.conv1.bias'),
+    ('blocks.3', torch.zeros(1), '1 unknown entries: blocks.3'),
+    ('out_layer.weight', torch.zeros(3, 5), r'must have 3 to 5 axes, got shape \(3, 5\)'),
+    ('conv1.train_length', torch.zeros(3), r'conv1.train_length has shape \(3,\)'),
+    ('conv1.Kernel.output_linear.weight', torch.zeros(2), r'output_linear.weight has shape'),
+    ('norm1.bias', torch.tensor(float('nan')), 'norm1.bias is NaN'),
+])
+def test_odd_entries_are_named(key, value, message):
+    with pytest.raises(CheckpointError, match=message):
+        convert_ccnn({**authors_checkpoint(2), key: value})
+
+
 @pytest.mark.parametrize('size, params', [('4_140', 198769), ('6_380', 1993091)])
 def test_published_sizes(size, params):
     init_default_scope('mmpretrain')

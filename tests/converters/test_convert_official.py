@@ -1,3 +1,4 @@
+import argparse
 import os.path as osp
 import subprocess
 import sys
@@ -54,6 +55,8 @@ WRAPPINGS = {
     'mmcls': lambda state: {'state_dict': {
         (f'head.{k}' if k.startswith('fc.') else f'backbone.{k}'): v for k, v in state.items()
     }},
+    'timm': lambda state: {'model': {'state_dict_ema': {
+        f'_orig_mod.module.{k}': v for k, v in state.items()}}, 'args': argparse.Namespace(lr=1)},
     'uncounted': lambda state: {k: v for k, v in state.items() if 'num_batches' not in k},
 }
 
@@ -82,6 +85,11 @@ def without(key):
     (lambda s: {**s, 'layer3.9.conv1.weight': torch.zeros(1)}, 'unknown: backbone.layer3.9'),
     (lambda s: {**s, 'fc.bias': torch.zeros(10)}, r'head.fc.bias \(10,\) instead of \(1000,\)'),
     (lambda s: {**s, 'epoch': 3}, "entry 'epoch' is a int"),
+    (lambda s: {**s, 3: torch.zeros(1)}, 'key 3 is a int, expected a string'),
+    (lambda s: {**s, 'fc.bias': s['fc.bias'].to_sparse()}, "entry 'fc.bias' .* expected a dense"),
+    (lambda s: {**s, 'module.fc.bias': s['fc.bias']}, "'fc.bias' and 'module.fc.bias' differ by"),
+    (lambda s: {**s, 'fc.bias': s['fc.bias'].int()}, 'wrong dtype: head.fc.bias torch.int32'),
+    (lambda s: {**s, 'fc.bias': s['fc.bias'] / 0}, 'NaN or infinite: head.fc.bias'),
     (lambda s: {}, 'holds no tensors'),
 ])
 def test_a_checkpoint_that_does_not_fit_is_listed_and_not_written(spoil, message, coresnet50,
@@ -91,6 +99,28 @@ def test_a_checkpoint_that_does_not_fit_is_listed_and_not_written(spoil, message
         convert_checkpoint(str(tmp_path / 'source.pth'), str(tmp_path / 'new.pth'), 'coresnet50',
                            CONFIGS)
     assert [p.name for p in tmp_path.iterdir()] == ['source.pth']
+
+
+def test_the_converted_checkpoint_holds_its_own_values_alone(coresnet50, tmp_path):
+    flat = torch.rand(4000)
+    halved = {k: v.half() for k, v in coresnet50.items()}
+    torch.save({**halved, 'fc.bias': flat[:1000]}, tmp_path / 'source.pth')
+    convert_checkpoint(str(tmp_path / 'source.pth'), str(tmp_path / 'new.pth'), 'coresnet50',
+                       CONFIGS)
+    state = torch.load(tmp_path / 'new.pth', weights_only=True)['state_dict']
+    assert torch.equal(state['head.fc.bias'], flat[:1000])
+    assert state['head.fc.bias'].untyped_storage().nbytes() == 4000
+    assert state['backbone.layer1.0.norm3.num_batches_tracked'].dtype == torch.int64
+
+
+def test_a_destination_that_cannot_be_written_is_named(coresnet50, tmp_path):
+    torch.save(coresnet50, tmp_path / 'source.pth')
+    (tmp_path / 'folder').mkdir()
+    for name in ('folder', 'source.pth/new.pth'):
+        with pytest.raises(UserError, match='cannot write the destination'):
+            convert_checkpoint(str(tmp_path / 'source.pth'), str(tmp_path / name), 'coresnet50',
+                               CONFIGS)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['folder', 'source.pth']
 
 
 CONV, BIASED = ('weight', ), ('weight', 'bias')

@@ -431,6 +431,19 @@ def test_inference_mode_leaves_nothing_unusable_behind(cached):
     assert x.grad is not None
 
 
+def test_training_after_inference_mode():
+    layer, x = layers.CKConv1d(2, 2, 7).eval(), torch.randn(1, 2, 9)
+    with torch.inference_mode():
+        layer(x)
+    layer.train()(x).sum().backward()
+
+
+def test_a_run_without_values_leaves_nothing_behind():
+    with torch.device('meta'):
+        layers.CKConv1d(2, 2, 7)(torch.zeros(1, 2, 9))
+    assert layers.CKConv1d(2, 2, 7)(torch.zeros(1, 2, 9)).isfinite().all()
+
+
 @torch.no_grad()
 def test_cache_stays_out_of_copies_and_checkpoints(cached):
     layer, x = cached

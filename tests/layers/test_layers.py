@@ -158,6 +158,7 @@ def test_blur_pool_keeps_a_constant_and_rounds_up():
     (PyConv2d, dict(in_channels=24, out_channels=64), 'divisible by its 16 groups'),
     (PyConv2d, dict(in_channels=64, out_channels=64, kernel_size=(3, 4), groups=(1, 1)),
      'cannot be centred'),
+    (PyConv2d, dict(in_channels=64, kernel_size=3.), 'kernel_size of PyConv2d must be .* got 3.0'),
     (CoT2d, dict(in_channels=20), 'divisible by 8, got 20'),
     (CoT2d, dict(in_channels=32, kernel_size=4), 'must be odd'),
     (CoT2d, dict(in_channels=32, padding=0), 'padding of CoT2d must keep the size'),
@@ -167,6 +168,7 @@ def test_blur_pool_keeps_a_constant_and_rounds_up():
     (CVolution2d, dict(in_channels=48, gate_groups=5), 'gate_groups=5'),
     (Involution2d, dict(in_channels=32, groups=2), 'groups of Involution2d must be 1'),
     (Involution2d, dict(in_channels=32, stride=0), 'stride must be'),
+    (CoT2d, dict(in_channels=32, kernel_size=3.), r'int or 2 ints, at least 1, got 3.0'),
     (CoConv2d, dict(in_channels=0, out_channels=16), 'in_channels of CoConv2d must be'),
 ])
 def test_bad_arguments_are_named(layer, arguments, message):
@@ -182,3 +184,24 @@ def test_max_pool_is_that_of_torch_in_the_layout_of_its_input(grad):
         assert torch.equal(pooled, F.max_pool2d(x, 3, stride=2, padding=1))
         assert pooled.is_contiguous() == y.is_contiguous()
         assert pooled.requires_grad == grad
+
+
+@pytest.mark.parametrize('layer', [Involution2d, CVolution2d, SplitAttentionConv2d])
+def test_bad_inputs_are_named(layer):
+    for shape in ((32, 9, 9), (1, 16, 9, 9)):
+        with pytest.raises(ValueError, match=rf'input of {layer.__name__} must be \[B, 32, H, W\]'):
+            layer(32)(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r'must be larger than \(2, 2\) .*, got shape \(1, 32, 1'):
+        Involution2d(32, kernel_size=3, padding=0)(torch.zeros(1, 32, 1, 9))
+
+
+@pytest.mark.parametrize('layer', [PyConv2d(64), CoConv2d(16)])
+def test_pyramids_take_one_image_as_conv2d_does(layer):
+    x = torch.randn(layer.in_channels, 8, 8)
+    torch.testing.assert_close(layer(x), layer(x[None])[0])
+
+
+@pytest.mark.parametrize('fused', [False, True])
+@pytest.mark.parametrize('layer', [Involution2d, CVolution2d])
+def test_an_empty_batch_passes(layer, fused):
+    assert layer(32, fused=fused).eval()(torch.zeros(0, 32, 8, 8)).shape == (0, 32, 8, 8)

@@ -15,8 +15,8 @@ def conv_cfg(dim, **kwargs):
 
 
 def ccnn(dim=1, **kwargs):
-    kwargs.setdefault('conv_cfg', conv_cfg(dim))
-    return CCNN(in_channels=2, channels=6, num_blocks=2, **kwargs)
+    return CCNN(**{**dict(in_channels=2, channels=6, num_blocks=2, conv_cfg=conv_cfg(dim)),
+                   **kwargs})
 
 
 @pytest.mark.parametrize('block', ['s4', 'resnet', 'preact', 'tcn'])
@@ -61,11 +61,18 @@ def test_kind_of_dropout(drop_type, kind):
     assert type(net.input_dropout) is nn.Dropout and net.input_dropout.p == 0.2
 
 
+def test_without_norms():
+    net = ccnn(norm_cfg=None)
+    assert not any(isinstance(m, nn.modules.batchnorm._NormBase) for m in net.modules())
+    assert net(torch.randn(1, 2, 8))[0].isfinite().all()
+
+
 @pytest.mark.parametrize('arguments, message', [
     (dict(block='vgg'), 'block must be one of'),
     (dict(block='tcn', pre_norm=False), "for 's4' blocks only"),
     (dict(drop_type='row'), "drop_type must be 'channel'"),
     (dict(width_factors=(1, )), 'width_factors must have 2 entries'),
+    (dict(num_blocks=-1), 'num_blocks must not be negative, got -1'),
     (dict(pools=(2, )), 'pools must be block numbers below 2'),
 ])
 def test_mistakes_are_named(arguments, message):
@@ -106,6 +113,8 @@ def test_classifier_in_mmpretrain():
     for prediction, score in zip(predictions, scores):
         torch.testing.assert_close(prediction.pred_score, torch.stack([1 - score, score]))
         assert prediction.pred_label.item() == int(score > 0.5)
+    with pytest.raises(ValueError, match=r'0 or 1, for BinaryClsHead, got \[0, 1, 0, 2\]'):
+        model(x, samples[:3] + [DataSample().set_gt_label(2)], mode='loss')
 
 
 @pytest.fixture(scope='module')

@@ -109,6 +109,14 @@ def test_dtype_is_kept(conv, dtype):
     assert relative(y, expected) < TOLERANCE[dtype]
 
 
+def test_an_empty_batch_passes():
+    weight = torch.randn(4, 3, 5, requires_grad=True)
+    y = fft_conv(torch.zeros(0, 3, 9), weight, padding='same')
+    assert y.shape == (0, 4, 9)
+    y.sum().backward()
+    assert not weight.grad.any()
+
+
 def test_autocast_keeps_the_transform_in_single_precision():
     x, w = torch.randn(1, 2, 300), torch.randn(2, 1, 201)
     with torch.autocast('cpu', dtype=torch.bfloat16):
@@ -134,10 +142,12 @@ def test_fast_sizes_are_smallest_smooth_numbers():
     (dict(groups=2), 'groups must divide'),
     (dict(w=(4, 1, 3)), r'weight must be \[O, 3'),
     (dict(b=(3, )), 'bias must have shape'),
-    (dict(stride=0), 'stride must be at least 1'),
+    (dict(stride=0), 'stride must be an int or 1 ints, at least 1, got 0'),
+    (dict(stride=2.), 'stride must be an int or 1 ints, at least 1, got 2.0'),
+    (dict(x=(2, 3, 0)), r'axes of x and weight must not be empty, got sizes \(0,\)'),
     (dict(stride=(1, 1)), 'stride must be an int or 1 ints'),
     (dict(padding='full'), "padding must be 'same'"),
-    (dict(padding=[(-1, 2)]), 'padding must be non-negative'),
+    (dict(padding=[(-1, 2)]), 'padding of axis 0 must be an int or 2 ints, at least 0'),
     (dict(w=(4, 3, 12)), 'must fit into the padded input'),
 ])
 @pytest.mark.parametrize('conv', [fft_conv, direct_conv, convolve])

@@ -203,7 +203,7 @@ def test_forced_backend_that_refuses_raises(monkeypatch):
 
 
 @pytest.mark.parametrize('change, error, message', [
-    ({'x': torch.zeros(3, 8, 9)}, ValueError, 'x must be 4-D'),
+    ({'x': torch.zeros(3, 8, 9)}, ValueError, r'x must be \[B, C, H, W\]'),
     ({'x': torch.zeros(3, 7, 9, 8)}, ValueError, '7 channels of x are not divisible by the 4'),
     ({'x': torch.zeros(3, 8, 9, 8, dtype=torch.int64)}, TypeError, 'floating-point'),
     ({'r': torch.zeros(3, 5, 9, 7)}, ValueError, 'r must have the batch, height and width'),

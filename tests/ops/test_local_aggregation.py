@@ -174,7 +174,7 @@ def test_standard_operators_leave_no_custom_operator():
     (dict(w=torch.zeros(2, 3, 9, 8, 7, dtype=torch.float64)), 'x and w must have one dtype'),
     (dict(w=torch.zeros(2, 3, 9, 8, 7, device='meta')), 'x and w must be on one device'),
     (dict(x=torch.zeros(2, 6, 8, 7, dtype=torch.long)), 'floating-point dtype, got torch.int64'),
-    (dict(kernel_size=0), 'kernel_size must be an integer or a pair of integers >= 1, got 0'),
+    (dict(kernel_size=0), 'kernel_size must be an int or 2 ints, at least 1, got 0'),
     (dict(stride=(1, 2, 3)), 'stride must be'),
     (dict(padding=-1), 'padding must be'),
     (dict(kernel_size=31), 'larger than the padded input'),

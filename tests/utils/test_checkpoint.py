@@ -1,3 +1,4 @@
+import argparse
 import os
 import pickle
 
@@ -127,6 +128,21 @@ def test_bad_files_are_told_apart(tmp_path):
         ckpt.load_checkpoint_file(str(tmp_path / 'none.pth'))
 
 
+def test_every_cut_of_an_old_file_is_told(tmp_path):
+    torch.save({'weight': torch.arange(4.)}, tmp_path / 'old.pth',
+               _use_new_zipfile_serialization=False)
+    content = (tmp_path / 'old.pth').read_bytes()
+    for size in range(len(content)):
+        (tmp_path / 'cut.pth').write_bytes(content[:size])
+        with pytest.raises(CheckpointError):
+            ckpt.load_checkpoint_file(str(tmp_path / 'cut.pth'))
+
+
+def test_arguments_that_timm_stores_load(tmp_path, loader):
+    torch.save({'args': argparse.Namespace(lr=0.1)}, tmp_path / 'timm.pth')
+    assert loader(str(tmp_path / 'timm.pth'))['args'].lr == 0.1
+
+
 def save(folder, name, mtime):
     torch.save({'state_dict': {}, 'name': name}, folder / name)
     os.utime(folder / name, (mtime, mtime))
@@ -152,11 +168,13 @@ def test_resume_passes_over_a_truncated_newest_file(tmp_path, caplog):
     assert 'epoch_3.pth is truncated' in caplog.text
 
 
-@pytest.mark.parametrize('record', ['', '/somewhere/else/epoch_2.pth'], ids=['empty', 'moved'])
+@pytest.mark.parametrize('record', [b'', b'/somewhere/else/epoch_2.pth', b'\xff\x00PK'],
+                         ids=['empty', 'moved', 'overwritten'])
 def test_resume_without_a_usable_record(tmp_path, record):
     save(tmp_path, 'epoch_1.pth', 10)
     save(tmp_path, 'epoch_2.pth', 20)
-    (tmp_path / 'last_checkpoint').write_text(record)
+    (tmp_path / 'last_checkpoint').write_bytes(record)
+    (tmp_path / 'epoch_3.pth').symlink_to(tmp_path / 'deleted.pth')
     assert ckpt.find_resumable_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_2.pth')
 
 

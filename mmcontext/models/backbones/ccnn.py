@@ -18,7 +18,8 @@ _BATCH_NORM = {1: 'BN1d', 2: 'BN2d', 3: 'BN3d'}
 class _Parts:
     """Builds the layers of a CCNN, all for the same number of axes."""
 
-    def __init__(self, conv_cfg: dict, norm_cfg: dict, act_cfg: dict, drop_type: str) -> None:
+    def __init__(self, conv_cfg: dict, norm_cfg: Optional[dict], act_cfg: dict,
+                 drop_type: str) -> None:
         self.conv_cfg = conv_cfg
         self.norm_cfg = norm_cfg
         self.act_cfg = act_cfg
@@ -32,6 +33,8 @@ class _Parts:
         return layer
 
     def norm(self, channels: int) -> nn.Module:
+        if self.norm_cfg is None:
+            return nn.Identity()
         cfg = dict(self.norm_cfg)
         if cfg['type'] == 'BN':
             cfg['type'] = _BATCH_NORM[self.dim]
@@ -157,7 +160,8 @@ class CCNN(BaseModule):
         input_drop_rate (float): Dropout of single input values. Defaults to 0.
         drop_type (str): 'channel' drops whole channels in the blocks, 'element' single values.
             Defaults to 'channel'.
-        norm_cfg (dict): Norm; 'BN' is the one for the number of axes. Defaults to BN.
+        norm_cfg (dict, optional): Norm; 'BN' is the one for the number of axes, None leaves the
+            norms out. Defaults to BN.
         act_cfg (dict): Activation. Defaults to GELU.
         init_cfg (dict, optional): Initialisation. Defaults to None.
 
@@ -177,7 +181,7 @@ class CCNN(BaseModule):
                  drop_rate: float = 0.,
                  input_drop_rate: float = 0.,
                  drop_type: str = 'channel',
-                 norm_cfg: dict = dict(type='BN'),
+                 norm_cfg: Optional[dict] = dict(type='BN'),
                  act_cfg: dict = dict(type='GELU'),
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(init_cfg)
@@ -187,6 +191,8 @@ class CCNN(BaseModule):
             raise ValueError(f"pre_norm=False exists for 's4' blocks only, got block {block!r}")
         if drop_type not in ('channel', 'element'):
             raise ValueError(f"drop_type must be 'channel' or 'element', got {drop_type!r}")
+        if num_blocks < 0:
+            raise ValueError(f'num_blocks must not be negative, got {num_blocks}')
         width_factors = (1, ) * num_blocks if width_factors is None else width_factors
         if len(width_factors) != num_blocks:
             raise ValueError(f'width_factors must have {num_blocks} entries, one a block, got '

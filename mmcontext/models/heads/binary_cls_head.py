@@ -22,6 +22,8 @@ class BinaryClsHead(LinearClsHead):
         in_channels (int): Channels of the pooled features.
         cal_acc (bool): Whether to report the accuracy of training batches. Defaults to False.
         init_cfg (dict, optional): Initialisation. Defaults to a normal of deviation 0.01.
+
+    The loss raises a ValueError on labels other than 0 and 1.
     """
 
     def __init__(self,
@@ -38,6 +40,9 @@ class BinaryClsHead(LinearClsHead):
 
     def _get_loss(self, cls_score: Tensor, data_samples: List[DataSample], **kwargs) -> dict:
         target = torch.cat([sample.gt_label for sample in data_samples])
+        if target.shape != cls_score.shape[:1] or not ((target == 0) | (target == 1)).all():
+            raise ValueError('gt_label of every sample must be one class, 0 or 1, for '
+                             f'BinaryClsHead, got {target.tolist()} for {len(cls_score)} samples')
         losses = dict(loss=F.binary_cross_entropy_with_logits(
             cls_score.float().squeeze(1), target.to(torch.float32)))
         if self.cal_acc:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmcontext.models.context_module import ContextModule
 from mmcontext.models.heads.seg_labels import stack_labels
+from mmcontext.ops.arguments import IntPair, per_axis
 from mmcontext.registry import MODELS
 
 
@@ -51,7 +52,7 @@ class PyConvHead(BaseDecodeHead):
                  *,
                  context_channels: int = 512,
                  reduction: int = 4,
-                 pool_size=9,
+                 pool_size: IntPair = 9,
                  context_cfg: dict = dict(type='mmcontext.PyConv2d', levels=4),
                  align_corners: bool = True,
                  **kwargs):
@@ -61,9 +62,9 @@ class PyConvHead(BaseDecodeHead):
             raise ValueError(
                 f'reduction={reduction} must be a positive divisor of '
                 f'in_channels={in_channels}')
+        self.global_pool = nn.AdaptiveAvgPool2d(per_axis('pool_size', pool_size, 2, 1))
         self.local_context = self._branch(in_channels // reduction,
                                           context_channels, context_cfg)
-        self.global_pool = nn.AdaptiveAvgPool2d(pool_size)
         self.global_context = self._branch(context_channels, context_channels,
                                            context_cfg)
         self.merge = self._conv(2 * context_channels, channels, 3)

@@ -97,6 +97,9 @@ def _multiply_spectra(x: Tensor, weight: Tensor, groups: int) -> Tensor:
 def fft_conv_impl(x: Tensor, weight: Tensor, bias: Optional[Tensor],
                   geometry: ConvGeometry) -> Tensor:
     """:func:`fft_conv` on checked arguments."""
+    if x.numel() == 0:
+        # The libraries have no transform of an empty batch.
+        return direct_conv_impl(x, weight, bias, geometry)
     dtype = _compute_dtype(x, weight)
     axes = tuple(range(2, 2 + geometry.dim))
     size = geometry.fft_size

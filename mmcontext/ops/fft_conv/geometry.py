@@ -5,6 +5,8 @@ from typing import NamedTuple, Optional, Sequence, Tuple, Union
 
 from torch import Tensor
 
+from mmcontext.ops.arguments import per_axis
+
 IntOrTuple = Union[int, Sequence[int]]
 Padding = Union[str, int, Sequence[int], Sequence[Sequence[int]]]
 
@@ -82,15 +84,6 @@ def fast_fft_size(n: int) -> int:
     return sizes[bisect.bisect_left(sizes, n)]
 
 
-def _per_axis(name: str, value: IntOrTuple, dim: int, least: int) -> Tuple[int, ...]:
-    values = (value, ) * dim if isinstance(value, int) else tuple(value)
-    if len(values) != dim:
-        raise ValueError(f'{name} must be an int or {dim} ints, one a spatial axis, got {value!r}')
-    if any(v < least for v in values):
-        raise ValueError(f'{name} must be at least {least}, got {value!r}')
-    return values
-
-
 def resolve_padding(padding: Padding, extent: Sequence[int]) -> Tuple[Tuple[int, int], ...]:
     """(left, right) zeros per axis for a dilated kernel of side ``extent``.
 
@@ -108,14 +101,11 @@ def resolve_padding(padding: Padding, extent: Sequence[int]) -> Tuple[Tuple[int,
         raise ValueError(f"padding must be 'same', 'causal' or numbers, got {padding!r}")
     if isinstance(padding, int):
         padding = (padding, ) * dim
-    if len(padding) != dim:
+    if not isinstance(padding, Sequence) or len(padding) != dim:
         raise ValueError(f'padding must have an entry for each of the {dim} spatial axes, '
                          f'got {padding!r}')
-    pairs = tuple((p, p) if isinstance(p, int) else tuple(p) for p in padding)
-    if any(len(pair) != 2 or min(pair) < 0 for pair in pairs):
-        raise ValueError(f'padding must be non-negative ints or (left, right) pairs, '
-                         f'got {padding!r}')
-    return pairs
+    return tuple(per_axis(f'padding of axis {axis}', sides, 2, 0)
+                 for axis, sides in enumerate(padding))
 
 
 def conv_geometry(x: Tensor,
@@ -153,12 +143,15 @@ def conv_geometry(x: Tensor,
     if bias is not None and tuple(bias.shape) != (out_channels, ):
         raise ValueError(f'bias must have shape ({out_channels},), got {tuple(bias.shape)}')
     size, kernel = tuple(x.shape[2:]), tuple(weight.shape[2:])
-    stride = _per_axis('stride', stride, dim, 1)
-    dilation = _per_axis('dilation', dilation, dim, 1)
+    stride = per_axis('stride', stride, dim, 1)
+    dilation = per_axis('dilation', dilation, dim, 1)
     extent = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel))
     pairs = resolve_padding(padding, extent)
     out_size = tuple((n + left + right - k) // s + 1
                      for n, (left, right), k, s in zip(size, pairs, extent, stride))
+    if any(n < 1 for n in (*size, *kernel)):
+        raise ValueError(f'the spatial axes of x and weight must not be empty, got sizes {size} '
+                         f'and {kernel}')
     if any(n < 1 for n in out_size):
         raise ValueError(f'the kernel, of extent {extent}, must fit into the padded input; x has '
                          f'size {size} and padding {pairs}')

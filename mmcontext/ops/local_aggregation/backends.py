@@ -45,8 +45,8 @@ class Backend(Protocol):
         """grad, x -> gradient of w [B, groups, K*K, Ho, Wo]."""
 
 
-# The oracle, differentiable torch: run by the frontend itself when it is asked for by name
-# or traced for export, never chosen otherwise, and no entry of the table.
+# The oracle, differentiable torch: run by the frontend itself when it is asked for by name,
+# never chosen otherwise, and no entry of the table.
 REFERENCE = 'reference'
 
 _BACKENDS: Dict[str, Backend] = {}
@@ -54,7 +54,7 @@ _PREFERENCE = {'cuda': ('triton', 'torch'), 'cpu': ('native', 'torch')}
 
 
 def register_backend(name: str, backend: Backend) -> None:
-    """Add an implementation under ``name``."""
+    """Add an implementation; it serves where it is asked for by ``name``."""
     _BACKENDS[name] = backend
 
 

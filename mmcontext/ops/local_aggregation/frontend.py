@@ -4,6 +4,7 @@ from typing import Dict, Iterator, Optional, Tuple, Union
 
 from torch import Tensor
 
+from mmcontext.ops.arguments import IntPair, per_axis
 from mmcontext.ops.local_aggregation.backends import (
     REFERENCE,
     Geometry,
@@ -24,7 +25,6 @@ register_backend('native', NativeBackend())
 register_backend('torch', ShiftAddBackend())
 register_backend('triton', TritonBackend())
 
-IntPair = Union[int, Tuple[int, int]]
 _SHARES = ('block', 'interleaved')
 _standard_only = False
 
@@ -49,41 +49,39 @@ def standard_operators_wanted(backend: str) -> bool:
     return backend == REFERENCE or _standard_only or is_exporting()
 
 
-def _pair(name: str, value: IntPair, minimum: int) -> Tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= minimum for v in pair):
-        raise ValueError(f'{name} must be an integer or a pair of integers >= {minimum}, '
-                         f'got {value!r}')
-    return pair
-
-
 def make_geometry(kernel_size: IntPair, stride: IntPair, padding: IntPair, dilation: IntPair,
                   share: str) -> Geometry:
     """Checked :class:`Geometry` from the arguments of :func:`local_aggregation`."""
     if share not in _SHARES:
         raise ValueError(f"share must be 'block' or 'interleaved', got {share!r}")
-    return Geometry(_pair('kernel_size', kernel_size, 1), _pair('stride', stride, 1),
-                    _pair('padding', padding, 0), _pair('dilation', dilation, 1),
+    return Geometry(per_axis('kernel_size', kernel_size, 2, 1), per_axis('stride', stride, 2, 1),
+                    per_axis('padding', padding, 2, 0), per_axis('dilation', dilation, 2, 1),
                     share == 'interleaved')
 
 
-def _check_operands(x: Tensor, w: Tensor, geometry: Geometry) -> None:
+def checked_output_size(x: Tensor, geometry: Geometry) -> Tuple[int, int]:
+    """Height and width of the aggregation of a feature map, which is checked."""
     if x.dim() != 4:
         raise ValueError(f'x must be [B, C, H, W], got shape {tuple(x.shape)}')
-    if w.dim() != 5:
-        raise ValueError(f'w must be [B, G, Kh*Kw, Ho, Wo], got shape {tuple(w.shape)}')
     if not x.dtype.is_floating_point:
         raise TypeError(f'x must have a floating-point dtype, got {x.dtype}')
-    channels, groups = x.shape[1], w.shape[1]
-    if groups < 1 or channels % groups:
-        raise ValueError(f'the {channels} channels of x are not divisible by the {groups} '
-                         'groups of w')
-    kernel_h, kernel_w = geometry.kernel_size
     out_h, out_w = geometry.output_size(*x.shape[-2:])
     if out_h < 1 or out_w < 1:
         raise ValueError(f'kernel_size {geometry.kernel_size} with dilation {geometry.dilation} '
                          f'is larger than the padded input {tuple(x.shape[-2:])} + 2 * '
                          f'{geometry.padding}')
+    return out_h, out_w
+
+
+def _check_operands(x: Tensor, w: Tensor, geometry: Geometry) -> None:
+    out_h, out_w = checked_output_size(x, geometry)
+    if w.dim() != 5:
+        raise ValueError(f'w must be [B, G, Kh*Kw, Ho, Wo], got shape {tuple(w.shape)}')
+    channels, groups = x.shape[1], w.shape[1]
+    if groups < 1 or channels % groups:
+        raise ValueError(f'the {channels} channels of x are not divisible by the {groups} '
+                         'groups of w')
+    kernel_h, kernel_w = geometry.kernel_size
     expected = (x.shape[0], groups, kernel_h * kernel_w, out_h, out_w)
     if tuple(w.shape) != expected:
         raise ValueError(f'w must have shape {expected} for x of shape {tuple(x.shape)} and '
@@ -139,8 +137,9 @@ def explain(x: Tensor, w: Tensor, kernel_size: IntPair, stride: IntPair = 1, pad
     Args: as :func:`local_aggregation`.
 
     Returns:
-        ``chosen``: the backend's name; ``refused``: backend -> reason, for those that cannot
-        serve the tensors.
+        ``chosen``: the backend's name, or 'standard' where a graph for export is recorded or
+        :func:`standard_operators` asks for it; ``refused``: backend -> reason, for those that
+        cannot serve the tensors.
     """
     geometry = make_geometry(kernel_size, stride, padding, dilation, share)
     _check_operands(x, w, geometry)

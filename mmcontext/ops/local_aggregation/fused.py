@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from mmcontext.ops.arguments import IntPair
 from mmcontext.ops.local_aggregation.backends import (
     Geometry,
     accumulation_dtype,
@@ -23,7 +24,7 @@ from mmcontext.ops.local_aggregation.backends import (
     is_channels_last,
 )
 from mmcontext.ops.local_aggregation.frontend import (
-    IntPair,
+    checked_output_size,
     local_aggregation,
     make_geometry,
     standard_operators_wanted,
@@ -342,21 +343,14 @@ register_fake('fused_involution_backward', _backward_fake)
 def _check_operands(x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor],
                     scale: Optional[Tensor], geometry: Geometry) -> None:
     taps = geometry.kernel_size[0] * geometry.kernel_size[1]
-    for name, tensor in (('x', x), ('r', r)):
-        if tensor.dim() != 4:
-            raise ValueError(f'{name} must be 4-D, got shape {tuple(tensor.shape)}')
-    if not x.dtype.is_floating_point:
-        raise TypeError(f'x must have a floating-point dtype, got {x.dtype}')
-    expected = (x.shape[0], *geometry.output_size(*x.shape[-2:]))
-    if min(expected[1:]) < 1:
-        raise ValueError(f'kernel_size {geometry.kernel_size} with dilation {geometry.dilation} '
-                         f'is larger than the padded input {tuple(x.shape[-2:])} + 2 * '
-                         f'{geometry.padding}')
+    expected = (x.shape[0], *checked_output_size(x, geometry))
+    if r.dim() != 4:
+        raise ValueError(f'r must be [B, Cr, Ho, Wo], got shape {tuple(r.shape)}')
     if (r.shape[0], *r.shape[-2:]) != expected:
         raise ValueError(f'r must have the batch, height and width {expected} for x of shape '
                          f'{tuple(x.shape)} and {geometry}, got shape {tuple(r.shape)}')
-    outs = weight.shape[0]
-    if weight.dim() != 2 or weight.shape[1] != r.shape[1] or outs < 1 or outs % taps:
+    outs = weight.shape[0] if weight.dim() == 2 else 0
+    if outs < 1 or outs % taps or weight.shape[1] != r.shape[1]:
         raise ValueError(f'weight must be [G * {taps}, {r.shape[1]}], got shape '
                          f'{tuple(weight.shape)}')
     if x.shape[1] % (outs // taps):

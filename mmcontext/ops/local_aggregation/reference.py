@@ -1,4 +1,4 @@
-"""The aggregation in plain, differentiable torch: oracle of the tests and form for export."""
+"""The aggregation in plain, differentiable torch, as it is defined: the oracle of the tests."""
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -8,8 +8,7 @@ from mmcontext.ops.local_aggregation.backends import Geometry, accumulation_dtyp
 def aggregate(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
     """Sum of the shifted, weighted copies of the zero-padded input.
 
-    Uses standard operators only and changes nothing in place, so that autograd, torch.export
-    and the ONNX exporter can follow it.
+    Exports take the shorter graph of :func:`aggregate_rows` instead.
 
     Args:
         x: [B, C, H, W].
@@ -35,4 +34,3 @@ def aggregate(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
         term = shifted * kernels[:, :, :, tap]
         output = term if output is None else output + term
     return output.flatten(1, 2).to(x.dtype)
-

@@ -117,6 +117,11 @@ def test_reduction_must_divide():
         build(reduction=3)
 
 
+def test_pool_size_must_be_positive():
+    with pytest.raises(ValueError, match='pool_size must be an int or 2 ints, at least 1, got 0'):
+        build(pool_size=0)
+
+
 @pytest.mark.parametrize('avg_non_ignore', [True, False])
 def test_loss_ignores_and_is_never_nan(avg_non_ignore):
     head = build(loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=avg_non_ignore))
