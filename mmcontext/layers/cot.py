@@ -107,6 +107,7 @@ class CoT2d(DynamicKernelLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""
+        self.check_input(x)
         if self.stride != (1, 1):
             x = F.avg_pool2d(x, 3, self.stride, padding=1)
         key = self.key(x)
