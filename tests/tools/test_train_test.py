@@ -1,5 +1,4 @@
 """tools/train.py and tools/test.py on a tiny network and a folder of twelve images."""
-import importlib.util
 import json
 import os
 import pickle
@@ -13,12 +12,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from common import ROOT, load_tool
 
 import mmcontext  # noqa: F401, lets torch.load read mmengine's checkpoints
 
 pytest.importorskip('mmpretrain')
-
-ROOT = Path(__file__).parents[2]
 
 CONFIG = """
 _base_ = 'mmpretrain::_base_/default_runtime.py'
@@ -89,13 +87,6 @@ def config(tmp_path, data):
     return path
 
 
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(f'tools_{name}', ROOT / f'tools/{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def run_tool(tmp_path, monkeypatch):
     """Run a tool in this process, in an empty folder; returns its exit status."""
@@ -108,7 +99,7 @@ def run_tool(tmp_path, monkeypatch):
     def run_tool(name, *args):
         from mmcontext.utils.cli import run
         monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py', *map(str, args)])
-        return run(load_tool(name).main)
+        return run(load_tool(f'{name}.py').main)
 
     return run_tool
 
