@@ -10,6 +10,7 @@ import socket
 import sys
 
 import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
@@ -43,6 +44,9 @@ def main() -> int:
         print(f'launch.py: process {rank} ended with status {failure.exitcode}; its message is '
               'above', file=sys.stderr)
         return 1
+    except SignalException as error:
+        print(f'launch.py: stopped by {error.sigval.name}', file=sys.stderr)
+        return 128 + error.sigval
     return 0
 
 

@@ -1,9 +1,11 @@
 """What tools/train.py and tools/test.py share."""
 import argparse
 import difflib
+import errno
 import importlib
 import os
 import os.path as osp
+import signal
 import sys
 import time
 from glob import glob
@@ -22,6 +24,10 @@ _SCOPE_PACKAGES = {
     'mmdet': 'mmdet',
     'mmseg': 'mmsegmentation',
 }
+
+# A full, read-only or forbidden place to write to: the message of the system says it.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
+                errno.ENOTDIR, errno.EEXIST)
 
 # Lets `_base_ = 'mmcontext::...'` find mmcontext/.mim. mmengine would look for the distribution
 # 'mmcontext' in site-packages, where an editable install has none; a module it can find.
@@ -104,7 +110,7 @@ def set_dataloader_defaults(cfg: Config, *fields: str) -> None:
 
 
 def run(main: Callable[[], None]) -> int:
-    """Run a tool; what the user did wrong becomes one sentence.
+    """Run a tool; what the user did wrong, or the disk, becomes one sentence.
 
     Args:
         main (callable): the tool's work.
@@ -116,11 +122,19 @@ def run(main: Callable[[], None]) -> int:
     enforce_weights_only()
     try:
         main()
-    except UserError as error:
+    except KeyboardInterrupt:
+        print(f'{osp.basename(sys.argv[0])}: interrupted', file=sys.stderr, flush=True)
+        return 128 + signal.SIGINT
+    except (UserError, OSError) as error:
+        message = str(error)
+        if isinstance(error, OSError):
+            if error.errno not in _DISK_ERRORS:
+                raise
+            message = f'{error.strerror}: {error.filename or "a file of the work dir"}'
         if int(os.environ.get('RANK', 0)) > 0:
             # The first process to end makes the launcher stop the others: let that be the
             # one that speaks for all.
             time.sleep(10)
-        print(f'{osp.basename(sys.argv[0])}: error: {error}', file=sys.stderr, flush=True)
+        print(f'{osp.basename(sys.argv[0])}: error: {message}', file=sys.stderr, flush=True)
         return 1
     return 0
