@@ -1,4 +1,5 @@
 """The runner of tools/train.py and tools/test.py."""
+import re
 from typing import Dict, Optional, Union
 
 import torch.nn as nn
@@ -22,10 +23,12 @@ class ContextRunner(Runner):
       CUDA devices.
     - ``resume=True`` takes the newest checkpoint that can be loaded, also where the last one
       was cut short.
-    - Training resumes only from a checkpoint of this model and optimiser (``CheckpointError``);
-      mmengine alone goes on with the weights that fit.
+    - Training resumes only from a checkpoint of this model and optimiser, and only a checkpoint
+      with all weights is tested (``CheckpointError``); mmengine alone goes on with what fits.
     - A missing or empty data folder is one sentence (``DataError``).
     """
+
+    _testing = False
 
     def setup_env(self, env_cfg: Dict) -> None:
         """Set up processes; over gloo where there is no accelerator."""
@@ -81,22 +84,38 @@ class ContextRunner(Runner):
                 f'epoch has {len(loop.dataloader)} now (another number of processes, batch size or '
                 'data set): schedules that count iterations do not fit any more.')
 
+    def test(self) -> Dict[str, float]:
+        """Test with all weights of the model, not with what is there of them."""
+        self._testing = True
+        return super().test()
+
     def load_checkpoint(self, filename: str, map_location='cpu', strict: bool = False,
                         **kwargs) -> dict:
-        """Load weights, strictly where training is resumed."""
+        """Load weights; to resume or to test, those of this very model.
+
+        Raises:
+            CheckpointError: There training is resumed, and keys or shapes differ; or a model is
+                tested, and weights are missing or have another shape.
+        """
+        if not (self._resume or self._testing):
+            return super().load_checkpoint(filename, map_location, strict, **kwargs)
         try:
-            return super().load_checkpoint(
-                filename, map_location, strict or self._resume, **kwargs)
+            return super().load_checkpoint(filename, map_location, True, **kwargs)
         except RuntimeError as error:
             # mmengine's words for keys and shapes that differ.
-            mismatch = str(error).partition('do not match exactly')[2]
-            if not (self._resume and mismatch):
+            mismatch = str(error).partition('do not match exactly')[2].split('\n')
+            problems = [line for line in mismatch if line.strip()]
+            if not problems:
                 raise
-            first, *others = mismatch.strip().splitlines()
-            more = f' (and {len(others)} more)' if others else ''
-            raise CheckpointError(
-                f'cannot resume from {filename}: it is of another model: {first[:300]}{more}'
-            ) from error
+            if not self._resume:
+                # What serves training only may be missing, and more may be there.
+                problems = [line for line in problems if not re.fullmatch(
+                    r'unexpected key.*|missing keys in source state_dict: '
+                    r'auxiliary_head\.\S+(, auxiliary_head\.\S+)*', line)]
+            if problems:
+                raise CheckpointError(f'checkpoint {filename} is of another model: '
+                                      f'{problems[0][:300]}') from error
+        return super().load_checkpoint(filename, map_location, False, **kwargs)
 
     @staticmethod
     def build_dataloader(dataloader: Union[DataLoader, Dict], *args, **kwargs) -> DataLoader:

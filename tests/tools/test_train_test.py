@@ -320,14 +320,19 @@ def test_bad_checkpoints_are_one_sentence(tmp_path, config, run_tool, capsys):
 
 @pytest.mark.parametrize('options, complaint', [
     (['model.head.num_classes=3'], 'is of another model: size mismatch for head.fc.weight'),
+    (['model.backbone.depth=34'], 'is of another model: missing keys'),
     (['optim_wrapper.optimizer.type=AdamW', 'optim_wrapper.optimizer._delete_=True'],
      'holds no training state of this config'),
-], ids=['model', 'optimizer'])
+], ids=['shape', 'keys', 'optimizer'])
 def test_the_work_dir_of_another_config_is_one_sentence(config, run_tool, capsys, options,
                                                         complaint):
     assert run_tool('train', config, '--cfg-options', 'train_cfg.max_epochs=1') == 0
     assert run_tool('train', config, '--resume', '--cfg-options', *options) == 1
     assert complaint in one_sentence(capsys)
+    if 'model' in complaint:
+        checkpoint = 'work_dirs/tiny/epoch_1.pth'
+        assert run_tool('test', config, checkpoint, '--cfg-options', *options) == 1
+        assert complaint in one_sentence(capsys)
 
 
 def test_a_disk_that_cannot_be_written_to_is_one_sentence(tmp_path, config, run_tool, capsys,
