@@ -15,7 +15,7 @@ from mmengine.config import Config, DictAction
 from mmengine.config.utils import MODULE2PACKAGE
 
 from .checkpoint import enforce_weights_only
-from .dist import die_with_launcher, on_cpu
+from .dist import die_with_launcher, leave_process_group, on_cpu
 from .errors import UserError
 
 # default_scope -> name on PyPI, for the libraries that the configs of this package build on.
@@ -137,4 +137,6 @@ def run(main: Callable[[], None]) -> int:
             time.sleep(10)
         print(f'{osp.basename(sys.argv[0])}: error: {message}', file=sys.stderr, flush=True)
         return 1
+    # (Not after an exception: the other processes may still be waiting in a collective.)
+    leave_process_group()
     return 0

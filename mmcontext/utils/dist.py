@@ -1,6 +1,7 @@
 """Several processes on a machine without an accelerator."""
 import ctypes
 import datetime
+import gc
 import os
 import signal
 import subprocess
@@ -51,3 +52,15 @@ def die_with_launcher() -> None:
         return
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def leave_process_group() -> None:
+    """End this process's part in the process group, if it has one.
+
+    Gloo's threads may still hold tensors of the last collective. Left to the end of the
+    interpreter they kill the process there ("terminate called without an active exception"), now
+    and then, after all its work is done. They are joined once nobody refers to the group.
+    """
+    if dist.is_available() and dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()
