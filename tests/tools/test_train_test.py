@@ -278,6 +278,15 @@ def test_unknown_config_is_named_and_a_near_one_offered(run_tool, capsys, monkey
     assert 'did you mean configs/cednet/cednet26_digits.py?' in one_sentence(capsys)
 
 
+@pytest.mark.parametrize('text, complaint', [
+    ('model = dict(', 'cannot be read'), ("_base_ = 'nowhere.py'", 'cannot be read'),
+    ("_base_ = 'mmpretrain::nowhere.py'", 'cannot be read'), ('', 'has no model')])
+def test_a_config_that_cannot_be_used_is_one_sentence(tmp_path, run_tool, capsys, text, complaint):
+    (tmp_path / 'wrong.py').write_text(text)
+    assert run_tool('train', 'wrong.py') == 1
+    assert f'wrong.py {complaint}' in one_sentence(capsys)
+
+
 @pytest.mark.parametrize('state', ['missing', 'empty', 'no_images'])
 def test_missing_or_empty_data_is_one_sentence(tmp_path, config, run_tool, capsys, state):
     root = tmp_path / 'nothing'
