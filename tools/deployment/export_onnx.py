@@ -157,8 +157,12 @@ def main() -> None:
     args.launcher, args.work_dir, args.local_rank = 'none', None, 0
     cfg = load_config(args)
     shape = tuple(args.shape) if args.shape else input_shape(cfg)
+    if len(shape) not in (2, 3) or min(shape) < 1:
+        raise UserError('--shape takes channels and length, or channels, height and width, got '
+                        f'{list(shape)}')
     model = build_classifier(cfg, args.checkpoint)
     out = args.out or f'{Path(args.config).stem}.onnx'
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     export(model, shape, out, args.dynamic_size, args.opset)
     print(f'{out}: images [batch, {", ".join(map(str, shape))}], {Path(out).stat().st_size >> 20} '
           'MiB')
