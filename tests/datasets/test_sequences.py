@@ -224,7 +224,8 @@ def test_missing_files_and_splits_are_named(name, tmp_path):
 @pytest.mark.parametrize('name, files, message', [
     ('LRAListOps', {'basic_train.tsv': b'Source\tResult\n( [MAX 1 2 ] )\t2\n'},
      'basic_train.tsv cannot be read: expected tab-separated columns Source and Target'),
-    ('LRAListOps', {'basic_train.tsv': b'Source\tTarget\n1\t12\n'}, r'label 12 is not in \[0, 10\)'),
+    ('LRAListOps', {'basic_train.tsv': b'Source\tTarget\n1\t12\n'},
+     r'label 12 is not in \[0, 10\)'),
     ('LRAListOps', {'basic_train.tsv': b'Source\tTarget\n\xff\t1\n'}, 'UnicodeDecodeError'),
     ('LRAText', {'train/neg/0.txt': b'\xff'}, '0.txt cannot be read: expected UTF-8 text'),
     ('LRAPathfinder', {'metadata/1.npy': b'imgs 1.png\n'}, '1.npy cannot be read: expected lines'),
