@@ -202,6 +202,7 @@ def test_test_py_scores_and_dumps_what_train_py_saved(tmp_path, config, run_tool
     assert run_tool('test', config, checkpoint, '--out', 'predictions.pkl') == 0
     assert run_tool('test', config, checkpoint, '--out', 'metrics.json',
                     '--out-item', 'metrics') == 0
+    assert run_tool('test', config, checkpoint, '--out', 'm.txt', '--out-item', 'metrics') == 1
     predictions = pickle.loads((tmp_path / 'predictions.pkl').read_bytes())
     hits = [int(item['pred_label']) == int(item['gt_label']) for item in predictions]
     assert len(hits) == 12
