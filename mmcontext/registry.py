@@ -9,12 +9,7 @@ from typing import Dict, Optional, Tuple
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import (
-    OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
-)
-from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
@@ -77,10 +72,3 @@ TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmcontext'
                       locations=['mmcontext.datasets'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmcontext',
                  locations=['mmcontext.engine'])
-METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='mmcontext',
-                   locations=['mmcontext.engine'])
-OPTIM_WRAPPERS = Registry('optim_wrapper', parent=MMENGINE_OPTIM_WRAPPERS, scope='mmcontext',
-                          locations=['mmcontext.engine'])
-OPTIM_WRAPPER_CONSTRUCTORS = Registry('optimizer wrapper constructor',
-                                      parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
-                                      scope='mmcontext', locations=['mmcontext.engine'])

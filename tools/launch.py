@@ -6,10 +6,12 @@ and leaves out the launcher's own traceback when a process has already said what
 """
 import logging
 import os
+import signal
 import socket
 import sys
 
 import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
@@ -40,9 +42,14 @@ def main() -> int:
         run(args)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        print(f'launch.py: process {rank} ended with status {failure.exitcode}; its message is '
-              'above', file=sys.stderr)
+        code = failure.exitcode
+        how = f'was ended by {signal.Signals(-code).name}' if code < 0 else \
+            f'ended with status {code}; its message is above'
+        print(f'launch.py: process {rank} {how}', file=sys.stderr)
         return 1
+    except SignalException as error:
+        print(f'launch.py: stopped by {error.sigval.name}', file=sys.stderr)
+        return 128 + error.sigval
     return 0
 
 

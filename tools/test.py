@@ -110,6 +110,9 @@ def main() -> None:
     maps_folder = args.out is not None and args.out_item == 'pred' and not is_pickle
     if maps_folder and cfg.get('default_scope') != 'mmseg':
         raise UserError(f'--out must end with .pkl or .pickle, got {args.out}')
+    if args.out_item == 'metrics' and args.out and not args.out.endswith(
+            ('.json', '.yml', '.yaml', '.pkl', '.pickle')):
+        raise UserError(f'--out must end with .json, .yml or .pkl for metrics, got {args.out}')
     if maps_folder:
         cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
     if args.show or args.show_dir:

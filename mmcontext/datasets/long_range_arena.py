@@ -5,6 +5,7 @@ Its Image task is CIFAR-10 in grey, which mmpretrain reads.
 import csv
 import os.path as osp
 from collections import Counter
+from contextlib import contextmanager
 from glob import glob
 from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
 
@@ -37,6 +38,23 @@ def build_vocabulary(samples: Iterable[Sequence[str]], min_count: int = 1) -> Di
     tokens = sorted((t for t, n in counts.items() if n >= min_count),
                     key=lambda t: (-counts[t], t))
     return {token: i + _SPECIALS for i, token in enumerate(tokens)}
+
+
+@contextmanager
+def _reading(path: str, expected: str) -> Iterator[None]:
+    """What goes wrong while a file is parsed becomes a DataError that names it."""
+    try:
+        yield
+    except (ValueError, KeyError, AttributeError, csv.Error) as error:
+        raise DataError(f'{path} cannot be read: expected {expected} '
+                        f'({type(error).__name__}: {error})') from error
+
+
+def _label(text: str, count: int) -> int:
+    label = int(text)
+    if not 0 <= label < count:
+        raise ValueError(f'label {label} is not in [0, {count})')
+    return label
 
 
 class TokenDataset(SequenceDataset):
@@ -103,11 +121,12 @@ class LRAListOps(TokenDataset):
         if not osp.isfile(path):
             raise DataError(f'no file {path}; unpack listops-1000 of lra_release there or set '
                             'data_root')
-        with open(path, newline='') as file:
+        with open(path, newline='', encoding='utf-8') as file, \
+                _reading(path, 'tab-separated columns Source and Target (0 to 9)'):
             for row in csv.DictReader(file, delimiter='\t'):
                 # The arena's tokenizer keeps letters and digits only, hence X for ].
                 source = row['Source'].translate({ord(']'): 'X', ord('('): None, ord(')'): None})
-                yield source.split(), int(row['Target'])
+                yield source.split(), _label(row['Target'] or '', 10)
 
 
 @DATASETS.register_module()
@@ -137,8 +156,9 @@ class LRAText(TokenDataset):
                 raise DataError(f'no reviews in {folder}/{name}; unpack aclImdb there or set '
                                 'data_root')
             for path in paths:
-                with open(path, encoding='utf-8') as file:
-                    yield file.read(), label
+                with open(path, encoding='utf-8') as file, _reading(path, 'UTF-8 text'):
+                    text = file.read()
+                yield text, label
 
 
 @DATASETS.register_module()
@@ -170,19 +190,21 @@ class LRAPathfinder(BaseDataset):
 
     def load_data_list(self) -> List[dict]:
         """Paths and labels of the split; empty files are left out."""
+        # Named by number: 2.npy comes before 10.npy.
         lists = sorted(glob(osp.join(self.data_root, 'metadata', '*.npy')),
-                       key=lambda path: int(osp.splitext(osp.basename(path))[0]))
+                       key=lambda path: (len(osp.basename(path)), path))
         if not lists:
             raise DataError(f'no lists in {self.data_root}/metadata; unpack a difficulty of '
                             'lra_release pathfinder32 there or set data_root')
         samples = []
         for name in lists:
-            with open(name) as file:
+            with open(name, encoding='utf-8') as file, \
+                    _reading(name, 'lines of folder, file, a number and the label (0 or 1)'):
                 for line in file:
                     folder, image, _, label = line.split()[:4]
                     path = osp.join(self.data_root, folder, image)
                     # One image of the release has no bytes.
                     if osp.getsize(path):
-                        samples.append(dict(img_path=path, gt_label=int(label)))
+                        samples.append(dict(img_path=path, gt_label=_label(label, 2)))
         part = random_parts(len(samples), (.1, .1), self.seed)[SPLITS.index(self.split)]
         return [samples[i] for i in part.tolist()]

@@ -60,7 +60,7 @@ class ImageToSequence(BaseTransform):
         image = np.asarray(results['img'])
         if image.ndim not in (2, 3):
             raise ValueError(f'img must be [H, W] or [H, W, C], got shape {image.shape}')
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).float()
+        pixels = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
         pixels = pixels.reshape(image.shape[0] * image.shape[1], -1).t()
         mean = _channel_values('mean', self.mean, len(pixels))
         std = _channel_values('std', self.std, len(pixels))

@@ -17,18 +17,29 @@ WORDS = ('yes', 'no', 'up', 'down', 'left', 'right', 'on', 'off', 'stop', 'go')
 SAMPLE_RATE = 16000
 
 
+def _unreadable(path: str, error: Exception) -> DataError:
+    return DataError(f'{path} is no readable WAV file: {str(error) or "it is too short"}')
+
+
 def read_wave(path: str) -> Tensor:
     """16-bit mono PCM file as float32 [samples] in [-1, 1).
 
     Raises:
-        ValueError: On any other format.
+        DataError: On any other format, and where the file is cut short.
     """
-    with wave.open(path, 'rb') as file:
-        kind = (file.getnchannels(), file.getsampwidth(), file.getframerate())
-        if kind != (1, 2, SAMPLE_RATE):
-            raise ValueError(f'{path} must be mono 16-bit {SAMPLE_RATE} Hz, got {kind[0]} '
-                             f'channels of {8 * kind[1]} bits at {kind[2]} Hz')
-        samples = np.frombuffer(file.readframes(file.getnframes()), dtype='<i2')
+    try:
+        with wave.open(path, 'rb') as file:
+            kind = (file.getnchannels(), file.getsampwidth(), file.getframerate())
+            frames = file.getnframes()
+            content = file.readframes(frames)
+    except (wave.Error, EOFError) as error:
+        raise _unreadable(path, error) from error
+    if kind != (1, 2, SAMPLE_RATE):
+        raise DataError(f'{path} must be mono 16-bit {SAMPLE_RATE} Hz, got {kind[0]} '
+                        f'channels of {8 * kind[1]} bits at {kind[2]} Hz')
+    if len(content) != 2 * frames:
+        raise DataError(f'{path} is cut short: {len(content) // 2} of {frames} samples')
+    samples = np.frombuffer(content, dtype='<i2')
     return torch.from_numpy(samples.astype(np.float32)) / 2**15
 
 
@@ -80,8 +91,11 @@ class SpeechCommands(SequenceDataset):
 
     @staticmethod
     def _is_whole(path: str) -> bool:
-        with wave.open(path, 'rb') as file:
-            return file.getnframes() == SAMPLE_RATE
+        try:
+            with wave.open(path, 'rb') as file:
+                return file.getnframes() == SAMPLE_RATE
+        except (wave.Error, EOFError) as error:
+            raise _unreadable(path, error) from error
 
     def _features(self, path: str) -> Tensor:
         waveform = read_wave(path)

@@ -39,8 +39,14 @@ class STL10(BaseDataset):
         for path in paths:
             if not osp.isfile(path):
                 raise DataError(f'no file {path}; unpack stl10_binary there or set data_root')
+        pixels, labels = (np.fromfile(path, dtype=np.uint8) for path in paths)
+        if len(pixels) != len(labels) * 3 * 96 * 96:
+            raise DataError(f'{paths[0]} and {paths[1]} do not fit together: {len(pixels)} bytes '
+                            f'for {len(labels)} images of {3 * 96 * 96}; one is cut short')
+        if len(labels) and not 1 <= labels.min() <= labels.max() <= 10:
+            raise DataError(f'{paths[1]} must hold labels from 1 to 10, got {labels.min()} to '
+                            f'{labels.max()}')
         # Stored by column, channel first.
-        images = np.fromfile(paths[0], dtype=np.uint8).reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
-        labels = np.fromfile(paths[1], dtype=np.uint8)
+        images = pixels.reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
         return [dict(img=np.ascontiguousarray(image), gt_label=int(label) - 1)
                 for image, label in zip(images, labels)]

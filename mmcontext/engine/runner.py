@@ -1,4 +1,5 @@
 """The runner of tools/train.py and tools/test.py."""
+import re
 from typing import Dict, Optional, Union
 
 import torch.nn as nn
@@ -6,23 +7,28 @@ from mmengine.config import Config
 from mmengine.dist import is_distributed
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from mmcontext.utils.checkpoint import find_resumable_checkpoint
 from mmcontext.utils.data import check_dataset, explain
 from mmcontext.utils.dist import init_cpu_process_group, on_cpu
+from mmcontext.utils.errors import CheckpointError
 
 
 class ContextRunner(Runner):
-    """mmengine's Runner with three additions.
+    """mmengine's Runner with four additions.
 
     - Without an accelerator several processes train over gloo; mmengine alone would ask for
       CUDA devices.
     - ``resume=True`` takes the newest checkpoint that can be loaded, also where the last one
       was cut short.
+    - Training resumes only from a checkpoint of this model and optimiser, and only a checkpoint
+      with all weights is tested (``CheckpointError``); mmengine alone goes on with what fits.
     - A missing or empty data folder is one sentence (``DataError``).
     """
+
+    _testing = False
 
     def setup_env(self, env_cfg: Dict) -> None:
         """Set up processes; over gloo where there is no accelerator."""
@@ -55,6 +61,61 @@ class ContextRunner(Runner):
                 self.logger.info(
                     f'No checkpoint to resume from in {self.work_dir}: training starts anew.')
         super().load_or_resume()
+
+    def resume(self, filename: str, *args, **kwargs) -> None:
+        """Resume from a checkpoint of this config's training.
+
+        Raises:
+            CheckpointError: The checkpoint is of another model or optimiser, or holds weights
+                only.
+        """
+        try:
+            super().resume(filename, *args, **kwargs)
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(
+                f'cannot resume from {filename}: it holds no training state of this config '
+                f'({type(error).__name__}: {error}); to start from its weights alone, set '
+                'load_from with --cfg-options and leave out --resume') from error
+        loop = self.train_loop
+        if isinstance(loop, EpochBasedTrainLoop) and \
+                loop.iter // len(loop.dataloader) != loop.epoch:
+            self.logger.warning(
+                f'{filename} was trained for {loop.iter} iterations in {loop.epoch} epochs, and an '
+                f'epoch has {len(loop.dataloader)} now (another number of processes, batch size or '
+                'data set): schedules that count iterations do not fit any more.')
+
+    def test(self) -> Dict[str, float]:
+        """Test with all weights of the model, not with what is there of them."""
+        self._testing = True
+        return super().test()
+
+    def load_checkpoint(self, filename: str, map_location='cpu', strict: bool = False,
+                        **kwargs) -> dict:
+        """Load weights; to resume or to test, those of this very model.
+
+        Raises:
+            CheckpointError: There training is resumed, and keys or shapes differ; or a model is
+                tested, and weights are missing or have another shape.
+        """
+        if not (self._resume or self._testing):
+            return super().load_checkpoint(filename, map_location, strict, **kwargs)
+        try:
+            return super().load_checkpoint(filename, map_location, True, **kwargs)
+        except RuntimeError as error:
+            # mmengine's words for keys and shapes that differ.
+            mismatch = str(error).partition('do not match exactly')[2].split('\n')
+            problems = [line for line in mismatch if line.strip()]
+            if not problems:
+                raise
+            if not self._resume:
+                # What serves training only may be missing, and more may be there.
+                problems = [line for line in problems if not re.fullmatch(
+                    r'unexpected key.*|missing keys in source state_dict: '
+                    r'auxiliary_head\.\S+(, auxiliary_head\.\S+)*', line)]
+            if problems:
+                raise CheckpointError(f'checkpoint {filename} is of another model: '
+                                      f'{problems[0][:300]}') from error
+        return super().load_checkpoint(filename, map_location, False, **kwargs)
 
     @staticmethod
     def build_dataloader(dataloader: Union[DataLoader, Dict], *args, **kwargs) -> DataLoader:

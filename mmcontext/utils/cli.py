@@ -1,9 +1,11 @@
 """What tools/train.py and tools/test.py share."""
 import argparse
 import difflib
+import errno
 import importlib
 import os
 import os.path as osp
+import signal
 import sys
 import time
 from glob import glob
@@ -23,19 +25,38 @@ _SCOPE_PACKAGES = {
     'mmseg': 'mmsegmentation',
 }
 
+# A full, read-only or forbidden place to write to: the message of the system says it.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
+                errno.ENOTDIR, errno.EEXIST)
+
 # Lets `_base_ = 'mmcontext::...'` find mmcontext/.mim. mmengine would look for the distribution
 # 'mmcontext' in site-packages, where an editable install has none; a module it can find.
 MODULE2PACKAGE.setdefault('mmcontext', 'mmcontext.version')
+
+
+class _KeyValues(DictAction):
+    """mmengine's KEY=VALUE arguments; one without = is a wrong use of the command line."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except ValueError:
+            parser.error(f'{option_string} takes KEY=VALUE, got {" ".join(values)!r}')
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cfg-options``."""
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=_KeyValues, metavar='KEY=VALUE',
+        help='override settings of the config, e.g. train_dataloader.batch_size=8 '
+        'key="[a,b]"; no white space around =')
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that training and testing have in common in all mm libraries."""
     parser.add_argument(
         '--work-dir', help='folder for logs and checkpoints (default: ./work_dirs/CONFIG_NAME)')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='override settings of the config, e.g. train_dataloader.batch_size=8 '
-        'key="[a,b]"; no white space around =')
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
         help='job launcher')
@@ -46,18 +67,23 @@ def load_config(args: argparse.Namespace) -> Config:
     """Read the config named on the command line and merge the common options into it.
 
     Raises:
-        UserError: where the config is missing or needs a library that is not installed.
+        UserError: where the config is missing, cannot be read, or needs a library that is not
+            installed, or where an option does not fit it.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if not osp.isfile(args.config):
         raise UserError(_unknown_config(args.config))
     try:
         cfg = Config.fromfile(args.config)
-    except ModuleNotFoundError as error:
-        # mmengine's words for `_base_ = 'mmdet::...'` without mmdet.
+    except (ImportError, SyntaxError, OSError, ValueError) as error:
+        # Also `_base_ = 'mmdet::...'` without mmdet, and a `_base_` that does not exist.
         raise UserError(f'config {args.config} cannot be read: {error}') from error
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    try:
+        cfg.merge_from_dict(args.cfg_options or {})
+    except (LookupError, TypeError) as error:
+        raise UserError(f'--cfg-options do not fit {args.config}: {error}') from error
+    if 'model' not in cfg:
+        raise UserError(f'{args.config} has no model: it is not the config of a network')
     _require_scope(cfg, args.config)
     if cfg.get('default_scope') == 'mmdet':
         cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmcontext.ClassCountHook')]
@@ -104,7 +130,7 @@ def set_dataloader_defaults(cfg: Config, *fields: str) -> None:
 
 
 def run(main: Callable[[], None]) -> int:
-    """Run a tool; what the user did wrong becomes one sentence.
+    """Run a tool; what the user did wrong, or the disk, becomes one sentence.
 
     Args:
         main (callable): the tool's work.
@@ -116,12 +142,20 @@ def run(main: Callable[[], None]) -> int:
     enforce_weights_only()
     try:
         main()
-    except UserError as error:
+    except KeyboardInterrupt:
+        print(f'{osp.basename(sys.argv[0])}: interrupted', file=sys.stderr, flush=True)
+        return 128 + signal.SIGINT
+    except Exception as error:
         if int(os.environ.get('RANK', 0)) > 0:
             # The first process to end makes the launcher stop the others: let that be the
             # one that speaks for all.
             time.sleep(10)
-        print(f'{osp.basename(sys.argv[0])}: error: {error}', file=sys.stderr, flush=True)
+        message = str(error)
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            message = f'{error.strerror}: {error.filename or "a file of the work dir"}'
+        elif not isinstance(error, UserError):
+            raise
+        print(f'{osp.basename(sys.argv[0])}: error: {message}', file=sys.stderr, flush=True)
         return 1
     # (Not after an exception: the other processes may still be waiting in a collective.)
     leave_process_group()

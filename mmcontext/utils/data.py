@@ -108,14 +108,19 @@ def _reads_elsewhere(dataset: Any) -> bool:
     return False
 
 
+def inner_datasets(dataset: Any) -> list:
+    """The datasets that a wrapper holds; none where the dataset is no wrapper."""
+    return getattr(dataset, 'datasets', None) or (
+        [dataset.dataset] if hasattr(dataset, 'dataset') else [])
+
+
 def check_dataset(dataset: Any) -> None:
     """Check that a built dataset holds samples and that its first image is there.
 
     Raises:
         DataError: where it does not.
     """
-    inner = getattr(dataset, 'datasets', None) or \
-        ([dataset.dataset] if hasattr(dataset, 'dataset') else [])
+    inner = inner_datasets(dataset)
     for item in inner:
         check_dataset(item)
     name = type(dataset).__name__

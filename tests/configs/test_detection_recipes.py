@@ -1,15 +1,12 @@
 """The COCO configs train the published way, and count the published parameters."""
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from common import ROOT, load_tool
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 pytest.importorskip('mmdet')
 
-ROOT = Path(__file__).resolve().parents[2]
 OPERATORS = {
     'coconv': ('coresnet50', 'CoConv2d'), 'pyconv': ('pyconvresnet50', 'PyConv2d'),
     'cotnet': ('cotnet50', 'CoT2d'), 'rednet': ('rednet50', 'Involution2d'),
@@ -101,10 +98,7 @@ def test_retinanet_schedules():
 
 
 def test_the_table_prints_every_published_detector(capsys):
-    path = ROOT / 'tools/analysis/detection_table.py'
-    spec = importlib.util.spec_from_file_location('detection_table', path)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool('analysis/detection_table.py')
     assert tool.PUBLISHED.keys() == PUBLISHED.keys()
     cfg = load('rednet/faster_rcnn_rednet50_neck_fpn')
     assert tool.trained_params(cfg) / 1e6 == pytest.approx(29.508, abs=0.0005)

@@ -8,6 +8,7 @@ import torch
 from mmengine.registry import DATASETS, init_default_scope
 
 from mmcontext.datasets import ImageToSequence, mfcc
+from mmcontext.datasets.speech_commands import read_wave
 from mmcontext.utils.errors import DataError
 
 WORDS = ('yes', 'no', 'up', 'down', 'left', 'right', 'on', 'off', 'stop', 'go')
@@ -131,9 +132,8 @@ def test_speech_commands(speech, features, shape):
 
 def test_speech_of_another_rate_is_refused(tmp_path):
     write_wave(tmp_path / 'a.wav', np.zeros(16000), 8000)
-    from mmcontext.datasets.speech_commands import read_wave
-    with pytest.raises(ValueError, match='must be mono 16-bit 16000 Hz, got 1 channels of 16 bits'
-                                         ' at 8000 Hz'):
+    with pytest.raises(DataError, match='must be mono 16-bit 16000 Hz, got 1 channels of 16 bits'
+                                        ' at 8000 Hz'):
         read_wave(str(tmp_path / 'a.wav'))
 
 
@@ -219,3 +219,40 @@ def test_missing_files_and_splits_are_named(name, tmp_path):
         build(name, tmp_path)
     with pytest.raises(ValueError, match="split must be .* got 'dev'"):
         build(name, tmp_path, split='dev')
+
+
+@pytest.mark.parametrize('name, files, message', [
+    ('LRAListOps', {'basic_train.tsv': b'Source\tResult\n( [MAX 1 2 ] )\t2\n'},
+     'basic_train.tsv cannot be read: expected tab-separated columns Source and Target'),
+    ('LRAListOps', {'basic_train.tsv': b'Source\tTarget\n1\t12\n'},
+     r'label 12 is not in \[0, 10\)'),
+    ('LRAListOps', {'basic_train.tsv': b'Source\tTarget\n\xff\t1\n'}, 'UnicodeDecodeError'),
+    ('LRAText', {'train/neg/0.txt': b'\xff'}, '0.txt cannot be read: expected UTF-8 text'),
+    ('LRAPathfinder', {'metadata/1.npy': b'imgs 1.png\n'}, '1.npy cannot be read: expected lines'),
+    ('SpeechCommands', {'yes/a.wav': b''}, 'a.wav is no readable WAV file: it is too short'),
+    ('SpeechCommands', {'yes/a.wav': b'RIFF0000nothing'}, 'a.wav is no readable WAV file'),
+    ('STL10', {'train_X.bin': bytes(5), 'train_y.bin': b'\1'}, 'train_X.bin and .* do not fit'),
+    ('STL10', {'train_X.bin': bytes(27648), 'train_y.bin': b'\0'}, 'must hold labels from 1 to 10'),
+])
+def test_damaged_files_are_named(tmp_path, name, files, message):
+    for path, content in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        build(name, tmp_path)
+
+
+def test_listops_takes_windows_line_ends(tmp_path):
+    (tmp_path / 'basic_train.tsv').write_bytes(b'Source\tTarget\r\n( [MAX 1 2 ] )\t2\r\n')
+    data = build('LRAListOps', tmp_path, max_length=6)
+    assert len(data) == 1 and data.get_data_info(0)['gt_label'] == 2
+
+
+def test_a_recording_that_is_cut_short_is_refused(tmp_path):
+    with wave.open(str(tmp_path / 'a.wav'), 'wb') as file:
+        file.setparams((1, 2, 16000, 0, 'NONE', ''))
+        file.writeframes(bytes(200))
+    content = (tmp_path / 'a.wav').read_bytes()
+    (tmp_path / 'a.wav').write_bytes(content[:-100])
+    with pytest.raises(DataError, match='a.wav is cut short: 50 of 100 samples'):
+        read_wave(str(tmp_path / 'a.wav'))

@@ -1,19 +1,17 @@
 """The digit scenes through mmengine's runner: train, test, test-time augmentation, inferencer."""
-import importlib.util
 import math
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from common import ROOT, load_tool
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner
 
 pytest.importorskip('mmseg')
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs' / 'pyconv' / 'pyconvsegnet_pyconvresnet18_digits.py'
 CLASSES = ('background', 'zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight',
            'nine')
@@ -21,11 +19,8 @@ CLASSES = ('background', 'zero', 'one', 'two', 'three', 'four', 'five', 'six', '
 
 @pytest.fixture
 def scenes(tmp_path):
-    tool = ROOT / 'tools' / 'dataset_converters' / 'digits_scenes.py'
-    spec = importlib.util.spec_from_file_location('digits_scenes', tool)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.write_dataset(str(tmp_path / 'scenes'), 'cityscapes', train=4, val=2, size=48)
+    load_tool('dataset_converters/digits_scenes.py').write_dataset(
+        str(tmp_path / 'scenes'), 'cityscapes', train=4, val=2, size=48)
     return tmp_path / 'scenes'
 
 

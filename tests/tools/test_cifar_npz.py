@@ -46,11 +46,21 @@ def test_images_keep_their_pixels_and_classes(tmp_path):
     (dict(train_images=np.zeros((5, 8, 8), np.uint8)), 'train_images must be uint8 [N, H, W, 3]'),
     (dict(train_labels=np.zeros(3, int)), 'train_labels has shape (3,) for 5 images'),
     (dict(test_labels=np.array([0, 2])), 'test_labels must be in [0, 2), got 0 to 2'),
+    (dict(classes=np.array(['cat', '../dog'])), 'classes must be names of folders'),
 ])
 def test_bad_archives_are_named(tmp_path, changes, message):
     result = run(archive(tmp_path / 'a.npz', **changes), tmp_path / 'out')
     assert result.returncode == 1 and message in result.stderr
     assert 'Traceback' not in result.stderr
+
+
+def test_other_files_are_named(tmp_path):
+    (tmp_path / 'cut.npz').write_bytes(b'PK\x03\x04cut')
+    (tmp_path / 'text.npz').write_text('text')
+    np.save(tmp_path / 'single.npy', np.zeros(3))
+    for name in ('cut.npz', 'text.npz', 'single.npy'):
+        result = run(tmp_path / name, tmp_path / 'out')
+        assert result.returncode == 1 and f'{name} is no .npz archive' in result.stderr
 
 
 def test_missing_archive(tmp_path):

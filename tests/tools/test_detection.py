@@ -1,13 +1,12 @@
 """tools/train.py and tools/test.py on the digits Mask R-CNN and a handful of tiny scenes."""
-import importlib.util
 import json
 import re
 import sys
-from pathlib import Path
 
 import cv2
 import pytest
 import torch
+from common import ROOT, load_tool
 
 pytest.importorskip('mmdet')
 from mmengine.config import Config  # noqa: E402
@@ -20,25 +19,17 @@ from pycocotools.coco import COCO  # noqa: E402
 
 from mmcontext.utils.cli import run  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs/cednet/mask_rcnn_cednet26_fpn_digits.py'
 OPTIONS = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=5', 'train_dataloader.batch_size=2']
 OPTIONS += [f'{split}_dataloader.{key}' for split in ('train', 'val', 'test')
             for key in ('num_workers=0', 'persistent_workers=False')]
 
 
-def load_tool(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     """A working folder with scenes, and annotation files that are wrong in different ways."""
     root = tmp_path_factory.mktemp('work')
-    scenes = load_tool(ROOT / 'tools/dataset_converters/digits_scenes.py')
+    scenes = load_tool('dataset_converters/digits_scenes.py')
     scenes.write_dataset(str(root / 'data/digits_coco'), train=4, val=2, size=64)
     annotations = root / 'data/digits_coco/annotations'
     good = json.loads((annotations / 'instances_train.json').read_text())
@@ -62,7 +53,7 @@ def tool(folder, tmp_path, monkeypatch, capsys):
             f'{name}.py', str(CONFIG), *args, '--work-dir', str(tmp_path), '--cfg-options',
             *OPTIONS, *options])
         DefaultScope._instance_dict.clear()
-        status = run(load_tool(ROOT / f'tools/{name}.py').main)
+        status = run(load_tool(f'{name}.py').main)
         lines = capsys.readouterr().err.splitlines()
         return status, [line for line in lines if line.startswith(f'{name}.py: error:')]
     return call

@@ -1,15 +1,10 @@
-import importlib.util
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
+from common import load_tool
 from sklearn.datasets import load_digits
 
-TOOL = Path(__file__).parents[2] / 'tools/dataset_converters/digits_imagenet.py'
-spec = importlib.util.spec_from_file_location('digits_imagenet', TOOL)
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_tool('dataset_converters/digits_imagenet.py')
 
 
 @pytest.fixture(scope='module')

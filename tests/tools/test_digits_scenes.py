@@ -1,23 +1,19 @@
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from common import ROOT, load_tool
 
-TOOL = Path(__file__).parents[2] / 'tools' / 'dataset_converters' / 'digits_scenes.py'
+TOOL = ROOT / 'tools/dataset_converters/digits_scenes.py'
 SMALL = dict(train=3, val=2, size=48)
 
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('digits_scenes', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('dataset_converters/digits_scenes.py')
 
 
 def content(root):

@@ -1,23 +1,17 @@
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
+from common import ROOT, load_tool
 from mmengine.config import Config
 
 from mmcontext.engine.flops import Complexity
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def get_flops(monkeypatch, capsys):
     """Run the tool in this process: exit status, what it printed, what it complained about."""
     pytest.importorskip('mmpretrain')
-    spec = importlib.util.spec_from_file_location(
-        'get_flops', ROOT / 'tools/analysis/get_flops.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool('analysis/get_flops.py')
 
     def run(*args):
         monkeypatch.setattr(sys, 'argv', ['get_flops.py', *map(str, args)])

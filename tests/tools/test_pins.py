@@ -1,12 +1,7 @@
-import importlib.util
-from pathlib import Path
-
 import pytest
+from common import load_tool
 
-ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location('pins', ROOT / 'tools/pins.py')
-pins = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(pins)
+pins = load_tool('pins.py')
 
 PINNED = {'torch': '2.11.0', 'numpy': '2.4.6', 'mmdet': '3.3.0'}
 

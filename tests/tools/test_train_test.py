@@ -1,5 +1,5 @@
 """tools/train.py and tools/test.py on a tiny network and a folder of twelve images."""
-import importlib.util
+import errno
 import json
 import os
 import pickle
@@ -13,12 +13,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from common import ROOT, load_tool
 
 import mmcontext  # noqa: F401, lets torch.load read mmengine's checkpoints
 
 pytest.importorskip('mmpretrain')
-
-ROOT = Path(__file__).parents[2]
 
 CONFIG = """
 _base_ = 'mmpretrain::_base_/default_runtime.py'
@@ -89,13 +88,6 @@ def config(tmp_path, data):
     return path
 
 
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(f'tools_{name}', ROOT / f'tools/{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def run_tool(tmp_path, monkeypatch):
     """Run a tool in this process, in an empty folder; returns its exit status."""
@@ -108,7 +100,7 @@ def run_tool(tmp_path, monkeypatch):
     def run_tool(name, *args):
         from mmcontext.utils.cli import run
         monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py', *map(str, args)])
-        return run(load_tool(name).main)
+        return run(load_tool(f'{name}.py').main)
 
     return run_tool
 
@@ -165,6 +157,41 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(
     assert logs, 'the log of a killed run is kept'
 
 
+INTERRUPTER = """
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module(force=True)
+class Interrupter(Hook):
+    def before_val_epoch(self, runner):
+        if runner.iter == 12:
+            raise KeyboardInterrupt
+"""
+
+
+@pytest.mark.parametrize('loop, last', [(BY_EPOCH, 'epoch_4'), (BY_ITER, 'iter_12')],
+                         ids=['by_epoch', 'by_iter'])
+def test_a_validation_that_was_interrupted_is_made_up_for(
+        tmp_path, data, run_tool, capsys, monkeypatch, loop, last):
+    config = tmp_path / 'tiny.py'
+    config.write_text(CONFIG.format(data=data) + loop)
+    (tmp_path / 'interrupter.py').write_text(INTERRUPTER)
+    interrupted = tmp_path / 'tiny_interrupted.py'
+    interrupted.write_text("_base_ = 'tiny.py'\ncustom_imports = dict(imports='interrupter')\n"
+                           "custom_hooks = [dict(type='Interrupter')]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    # The last validation is the only one, so that its checkpoint is the best.
+    options = ['--work-dir', 'run', '--cfg-options', 'train_cfg.val_interval=100',
+               'default_hooks.checkpoint.save_best=auto', 'default_hooks.checkpoint.rule=greater']
+    assert run_tool('train', interrupted, *options) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == 'train.py: interrupted'
+    left_over = tmp_path / f'run/.{last}.pth.part'
+    left_over.write_bytes(b'cut')
+    assert run_tool('train', config, '--resume', *options) == 0
+    assert (tmp_path / f'run/best_accuracy_top1_{last}.pth').exists()
+    assert not left_over.exists()
+
+
 def test_test_py_scores_and_dumps_what_train_py_saved(tmp_path, config, run_tool):
     assert run_tool('train', config) == 0
     run = tmp_path / 'work_dirs/tiny'
@@ -175,6 +202,7 @@ def test_test_py_scores_and_dumps_what_train_py_saved(tmp_path, config, run_tool
     assert run_tool('test', config, checkpoint, '--out', 'predictions.pkl') == 0
     assert run_tool('test', config, checkpoint, '--out', 'metrics.json',
                     '--out-item', 'metrics') == 0
+    assert run_tool('test', config, checkpoint, '--out', 'm.txt', '--out-item', 'metrics') == 1
     predictions = pickle.loads((tmp_path / 'predictions.pkl').read_bytes())
     hits = [int(item['pred_label']) == int(item['gt_label']) for item in predictions]
     assert len(hits) == 12
@@ -251,6 +279,15 @@ def test_unknown_config_is_named_and_a_near_one_offered(run_tool, capsys, monkey
     assert 'did you mean configs/cednet/cednet26_digits.py?' in one_sentence(capsys)
 
 
+@pytest.mark.parametrize('text, complaint', [
+    ('model = dict(', 'cannot be read'), ("_base_ = 'nowhere.py'", 'cannot be read'),
+    ("_base_ = 'mmpretrain::nowhere.py'", 'cannot be read'), ('', 'has no model')])
+def test_a_config_that_cannot_be_used_is_one_sentence(tmp_path, run_tool, capsys, text, complaint):
+    (tmp_path / 'wrong.py').write_text(text)
+    assert run_tool('train', 'wrong.py') == 1
+    assert f'wrong.py {complaint}' in one_sentence(capsys)
+
+
 @pytest.mark.parametrize('state', ['missing', 'empty', 'no_images'])
 def test_missing_or_empty_data_is_one_sentence(tmp_path, config, run_tool, capsys, state):
     root = tmp_path / 'nothing'
@@ -289,6 +326,38 @@ def test_bad_checkpoints_are_one_sentence(tmp_path, config, run_tool, capsys):
         'model.backbone.init_cfg.type=Pretrained', 'model.backbone.init_cfg.checkpoint=cut.pth',
         '--work-dir', 'pretrained') == 1
     assert 'cut.pth is truncated or damaged' in one_sentence(capsys)
+
+
+@pytest.mark.parametrize('options, complaint', [
+    (['model.head.num_classes=3'], 'is of another model: size mismatch for head.fc.weight'),
+    (['model.backbone.depth=34'], 'is of another model: missing keys'),
+    (['optim_wrapper.optimizer.type=AdamW', 'optim_wrapper.optimizer._delete_=True'],
+     'holds no training state of this config'),
+], ids=['shape', 'keys', 'optimizer'])
+def test_the_work_dir_of_another_config_is_one_sentence(config, run_tool, capsys, options,
+                                                        complaint):
+    assert run_tool('train', config, '--cfg-options', 'train_cfg.max_epochs=1') == 0
+    assert run_tool('train', config, '--resume', '--cfg-options', *options) == 1
+    assert complaint in one_sentence(capsys)
+    if 'model' in complaint:
+        checkpoint = 'work_dirs/tiny/epoch_1.pth'
+        assert run_tool('test', config, checkpoint, '--cfg-options', *options) == 1
+        assert complaint in one_sentence(capsys)
+
+
+def test_a_disk_that_cannot_be_written_to_is_one_sentence(tmp_path, config, run_tool, capsys,
+                                                          monkeypatch):
+    (tmp_path / 'file').touch()
+    assert run_tool('train', config, '--work-dir', 'file') == 1
+    assert 'File exists: ' in one_sentence(capsys)
+
+    def fsync(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    assert run_tool('train', config, '--work-dir', 'full') == 1
+    assert 'full/epoch_1.pth cannot be written: No space left on device' in one_sentence(capsys)
+    assert not list((tmp_path / 'full').glob('.*'))
 
 
 def test_options_that_do_not_fit_are_one_sentence(config, run_tool, capsys):

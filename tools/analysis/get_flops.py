@@ -1,7 +1,7 @@
 """Print the parameters and FLOPs (multiply-adds) of a config, or of all networks.
 
     python tools/analysis/get_flops.py configs/cednet/cednet50_imagenet.py
-    python tools/analysis/get_flops.py configs/rednet/fpn_rednet50_cityscapes.py --shape 512 1024
+    python tools/analysis/get_flops.py configs/rednet/fpn_rednet50_512x1024_80k_cityscapes.py
     python tools/analysis/get_flops.py --table
 """
 import argparse
@@ -41,7 +41,7 @@ def input_shape(cfg: Config, given: Optional[List[int]]) -> tuple:
 def print_config(path: str, shape: Optional[List[int]]) -> None:
     """Print the counts of one config."""
     cfg = Config.fromfile(path)
-    if 'model' not in cfg:
+    if 'model' not in cfg or 'default_scope' not in cfg:
         raise ValueError(f'{path} has no model: it is not the config of a network')
     shape = input_shape(cfg, shape)
     counts = config_complexity(cfg, shape)
@@ -90,8 +90,8 @@ def parse_args() -> argparse.Namespace:
         parser.error('give a config or --table')
     if args.config and not Path(args.config).is_file():
         parser.error(f'no such config: {args.config}')
-    if args.shape and len(args.shape) > 2:
-        parser.error(f'--shape takes one or two numbers, got {args.shape}')
+    if args.shape and (len(args.shape) > 2 or min(args.shape) < 1):
+        parser.error(f'--shape takes one or two numbers from 1 on, got {args.shape}')
     return args
 
 
@@ -103,7 +103,7 @@ def main() -> int:
             print_table()
         else:
             print_config(args.config, args.shape)
-    except (ImportError, ValueError) as error:
+    except (ImportError, SyntaxError, OSError, ValueError) as error:
         print(f'get_flops.py: {error}', file=sys.stderr)
         return 1
     return 0

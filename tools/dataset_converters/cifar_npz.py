@@ -8,6 +8,7 @@ The archive holds ``train_images`` and ``test_images`` (uint8 RGB, ``[N, H, W, 3
 """
 import argparse
 import sys
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -34,12 +35,20 @@ def convert(source: str, out: str) -> dict:
     root = Path(out)
     if root.exists() and any(root.iterdir()):
         raise FileExistsError(f'{out} is not empty: give a new folder')
-    with np.load(source, allow_pickle=False) as archive:
+    try:
+        archive = np.load(source, allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f'{source} is no .npz archive: {error}') from error
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError(f'{source} is no .npz archive: it holds a single array')
+    with archive:
         missing = [key for key in KEYS if key not in archive]
         if missing:
             raise ValueError(f'{source} lacks {missing}: expected the arrays {KEYS}')
         arrays = {key: archive[key] for key in KEYS}
     classes = arrays['classes']
+    if any(str(name) in ('', '.', '..') or Path(str(name)).name != str(name) for name in classes):
+        raise ValueError(f'classes must be names of folders, got {classes.tolist()}')
     counts = {}
     for split, prefix in SPLITS.items():
         images, labels = arrays[f'{prefix}_images'], arrays[f'{prefix}_labels']

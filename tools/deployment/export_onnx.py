@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Tuple
 
 import torch
-from mmengine.config import DictAction
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmcontext.ops import standard_operators
 from mmcontext.utils.checkpoint import load_checkpoint_file
-from mmcontext.utils.cli import load_config, run
+from mmcontext.utils.cli import add_cfg_options, load_config, run
 from mmcontext.utils.errors import UserError
 
 # The largest difference of two logits, relative to the largest logit.
@@ -42,9 +41,7 @@ def parse_args() -> argparse.Namespace:
         help='let height and width vary too (the batch always may); not for continuous kernels, '
         'whose graph holds the kernel of one size')
     parser.add_argument('--opset', type=int, default=_OPSET, help=f'default: {_OPSET}')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='override settings of the config')
+    add_cfg_options(parser)
     return parser.parse_args()
 
 
@@ -160,8 +157,12 @@ def main() -> None:
     args.launcher, args.work_dir, args.local_rank = 'none', None, 0
     cfg = load_config(args)
     shape = tuple(args.shape) if args.shape else input_shape(cfg)
+    if len(shape) not in (2, 3) or min(shape) < 1:
+        raise UserError('--shape takes channels and length, or channels, height and width, got '
+                        f'{list(shape)}')
     model = build_classifier(cfg, args.checkpoint)
     out = args.out or f'{Path(args.config).stem}.onnx'
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     export(model, shape, out, args.dynamic_size, args.opset)
     print(f'{out}: images [batch, {", ".join(map(str, shape))}], {Path(out).stat().st_size >> 20} '
           'MiB')

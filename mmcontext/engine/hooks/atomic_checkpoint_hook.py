@@ -1,13 +1,16 @@
 """Checkpoint hook that never leaves a run without a whole checkpoint."""
 import os
 import os.path as osp
+from glob import escape, glob
 from typing import Union
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from mmcontext.registry import HOOKS
+from mmcontext.utils.errors import CheckpointError
 
 
 @register_backend('mmcontext_atomic')
@@ -19,11 +22,18 @@ class AtomicLocalBackend(LocalBackend):
         folder, name = osp.split(osp.abspath(filepath))
         os.makedirs(folder, exist_ok=True)
         scratch = osp.join(folder, f'.{name}.part')
-        with open(scratch, 'wb') as file:
-            file.write(obj)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, filepath)
+        try:
+            with open(scratch, 'wb') as file:
+                file.write(obj)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, filepath)
+        except OSError as error:
+            if osp.lexists(scratch):
+                os.remove(scratch)
+            raise CheckpointError(
+                f'checkpoint {filepath} cannot be written: {error.strerror}; those saved '
+                'before it are untouched') from error
 
 
 @HOOKS.register_module()
@@ -32,7 +42,9 @@ class AtomicCheckpointHook(CheckpointHook):
 
     A checkpoint is written beside its name and renamed when complete, and the one it replaces
     (``max_keep_ckpts``, ``save_best``) is removed only after that; mmengine removes it before,
-    so that with ``max_keep_ckpts=1`` a kill during the write loses everything.
+    so that with ``max_keep_ckpts=1`` a kill during the write loses everything. A validation that
+    the run was killed in, or that its checkpoint knows nothing of, is made up for when the run
+    is resumed.
 
     Takes mmengine's arguments. Remote folders are left to their own backend.
     """
@@ -42,6 +54,32 @@ class AtomicCheckpointHook(CheckpointHook):
         remote = self.out_dir is not None and '://' in str(self.out_dir)
         if self.backend_args is None and self.file_client_args is None and not remote:
             self.backend_args = dict(backend='mmcontext_atomic')
+
+    def before_train(self, runner) -> None:
+        """Prepare to save, and validate where the checkpoint was saved before its validation."""
+        super().before_train(runner)
+        if is_main_process() and isinstance(self.file_backend, AtomicLocalBackend):
+            for left_over in glob(osp.join(escape(self.out_dir), '.*.pth.part')):
+                os.remove(left_over)
+        if self._validation_is_due(runner):
+            runner.logger.info('Validating the resumed checkpoint.')
+            runner.val_loop.run()
+
+    def _validation_is_due(self, runner) -> bool:
+        loop = runner.train_loop
+        if runner.val_loop is None or \
+                type(loop) is not (EpochBasedTrainLoop if self.by_epoch else IterBasedTrainLoop):
+            return False
+        done, last = (loop.epoch, loop.max_epochs) if self.by_epoch else (
+            loop.iter, loop.max_iters)
+        if done == 0 or runner.message_hub.get_info('last_validated_iter', -1) == loop.iter:
+            return False
+        return done >= loop.val_begin and (done % loop.val_interval == 0 or done == last)
+
+    def after_val_epoch(self, runner, metrics) -> None:
+        """Save the best checkpoint; the resumed run learns that this validation is done."""
+        runner.message_hub.update_info('last_validated_iter', runner.iter)
+        super().after_val_epoch(runner, metrics)
 
     def _remove(self, path: str) -> None:
         if not is_main_process():

@@ -5,6 +5,7 @@ from mmengine.hooks import Hook
 from torch import nn
 
 from mmcontext.registry import HOOKS
+from mmcontext.utils.data import inner_datasets
 from mmcontext.utils.errors import DataError
 
 # Parts of mmdet's detectors whose num_classes is not that of the data.
@@ -13,8 +14,7 @@ _OTHER_CLASSES = ('VGG', 'SSDVGG', 'FusedSemanticHead')
 
 def _innermost(dataset: Any) -> Iterator[Any]:
     """The datasets inside any wrappers."""
-    inner = getattr(dataset, 'datasets', None) or \
-        ([dataset.dataset] if hasattr(dataset, 'dataset') else [])
+    inner = inner_datasets(dataset)
     for item in inner:
         yield from _innermost(item)
     if not inner:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from common import CONTEXT_OPERATORS
 from torch import nn
 
 pytest.importorskip('mmdet')
@@ -9,16 +10,6 @@ from mmdet.models.roi_heads.mask_heads import FCNMaskHead  # noqa: E402
 
 from mmcontext.registry import MODELS  # noqa: E402
 
-OPERATORS = [
-    dict(type='mmcontext.CoConv2d', bias=True),
-    dict(type='mmcontext.PyConv2d', levels=2, bias=True),
-    dict(type='mmcontext.CoT2d'),
-    dict(type='mmcontext.CoT2d', cardinality=2),
-    dict(type='mmcontext.Involution2d'),
-    dict(type='mmcontext.CVolution2d', gate_groups=4),
-    dict(type='mmcontext.SeparableFlexConv2d', kernel_size=9, mask_cfg=dict(init=0.3),
-         kernel_cfg=dict(type='MAGNet', hidden_channels=4, omega_0=100.)),
-]
 ANCHORS = dict(type='AnchorGenerator', scales=[4], ratios=[0.5, 1.0, 2.0], strides=[4, 8])
 RPN = dict(type='mmcontext.ContextRPNHead', in_channels=16, feat_channels=16,
            anchor_generator=ANCHORS)
@@ -49,7 +40,7 @@ def operators(head):
     return list(found) if isinstance(found, (nn.ModuleList, nn.Sequential)) else [found]
 
 
-@pytest.mark.parametrize('context_cfg', OPERATORS, ids=str)
+@pytest.mark.parametrize('context_cfg', CONTEXT_OPERATORS, ids=str)
 @pytest.mark.parametrize('name, count', [('rpn', 1), ('mask', 4), ('box', 4)])
 def test_every_operator_trains(name, count, context_cfg):
     head = build(HEADS[name], context_cfg=context_cfg)
@@ -61,7 +52,7 @@ def test_every_operator_trains(name, count, context_cfg):
         assert parameter.grad is not None and parameter.grad.isfinite().all(), key
 
 
-@pytest.mark.parametrize('context_cfg', OPERATORS, ids=str)
+@pytest.mark.parametrize('context_cfg', CONTEXT_OPERATORS, ids=str)
 @pytest.mark.parametrize('name', ['mask', 'box'])
 def test_no_region_of_interest_in_training(name, context_cfg):
     """Statistics stay as they are and every parameter gets a zero gradient."""
@@ -98,7 +89,7 @@ def test_without_operator_it_is_the_head_of_mmdet(name, parent):
 
 
 def test_every_mask_operator_is_followed_by_relu():
-    head = build(MASK, context_cfg=OPERATORS[4]).eval()
+    head = build(MASK, context_cfg=CONTEXT_OPERATORS[4]).eval()
     x = torch.randn(2, 16, 6, 6)
     y = x
     for module in head.convs:
@@ -108,7 +99,7 @@ def test_every_mask_operator_is_followed_by_relu():
 
 
 def test_rpn_initialises_its_predictors_and_leaves_the_operator():
-    head = build(RPN, context_cfg=OPERATORS[5])
+    head = build(RPN, context_cfg=CONTEXT_OPERATORS[5])
     before = head.rpn_conv.conv.span.weight.clone()
     head.init_weights()
     assert torch.equal(head.rpn_conv.conv.span.weight, before)
@@ -117,14 +108,14 @@ def test_rpn_initialises_its_predictors_and_leaves_the_operator():
 
 
 def test_several_rpn_operators():
-    head = build(RPN, context_cfg=OPERATORS[0], num_convs=2, feat_channels=8)
+    head = build(RPN, context_cfg=CONTEXT_OPERATORS[0], num_convs=2, feat_channels=8)
     assert [m.conv.out_channels for m in operators(head)] == [8, 8]
     scores, _ = head([torch.randn(1, 16, 5, 4)])
     assert scores[0].shape == (1, 3, 5, 4)
 
 
 def test_box_head_with_branches():
-    head = build(BOX, context_cfg=OPERATORS[0], num_shared_convs=1, num_shared_fcs=0,
+    head = build(BOX, context_cfg=CONTEXT_OPERATORS[0], num_shared_convs=1, num_shared_fcs=0,
                  num_cls_convs=2, num_reg_convs=1)
     assert [len(m) for m in (head.shared_convs, head.cls_convs, head.reg_convs)] == [1, 2, 1]
     scores, boxes = head(torch.randn(2, 16, 7, 7))

@@ -3,20 +3,11 @@ import sys
 
 import pytest
 import torch
+from common import CONTEXT_OPERATORS
 
 from mmcontext.models.necks import ContextFPN
 from mmcontext.registry import MODELS
 
-OPERATORS = [
-    dict(type='mmcontext.CoConv2d', bias=True),
-    dict(type='mmcontext.PyConv2d', levels=2, bias=True),
-    dict(type='mmcontext.CoT2d'),
-    dict(type='mmcontext.CoT2d', cardinality=2),
-    dict(type='mmcontext.Involution2d'),
-    dict(type='mmcontext.CVolution2d', gate_groups=4),
-    dict(type='mmcontext.SeparableFlexConv2d', kernel_size=9, mask_cfg=dict(init=0.3),
-         kernel_cfg=dict(type='MAGNet', hidden_channels=4, omega_0=100.)),
-]
 CHANNELS = [8, 16, 24, 32]
 
 
@@ -56,7 +47,7 @@ def test_without_operator_it_is_the_fpn_of_mmdet(options):
     assert all(torch.equal(a, b) for a, b in zip(outs, expected))
 
 
-@pytest.mark.parametrize('context_cfg', OPERATORS, ids=str)
+@pytest.mark.parametrize('context_cfg', CONTEXT_OPERATORS, ids=str)
 def test_every_operator_gives_every_level_and_trains(context_cfg):
     neck = build(context_cfg=context_cfg, add_extra_convs='on_input', num_outs=6)
     sizes = [(13, 9), (7, 5), (4, 3), (2, 2)]
@@ -70,7 +61,7 @@ def test_every_operator_gives_every_level_and_trains(context_cfg):
     assert [type(m.conv).__name__ for m in neck.fpn_convs] == [operator] * 4 + ['Conv2d'] * 2
 
 
-@pytest.mark.parametrize('context_cfg', OPERATORS, ids=str)
+@pytest.mark.parametrize('context_cfg', CONTEXT_OPERATORS, ids=str)
 def test_one_pixel_maps_at_inference(context_cfg):
     neck = build(context_cfg=context_cfg).eval()
     with torch.no_grad():
@@ -80,7 +71,8 @@ def test_one_pixel_maps_at_inference(context_cfg):
 
 
 def test_norm_and_activation_follow_the_operator():
-    neck = build(context_cfg=OPERATORS[0], norm_cfg=dict(type='BN'), act_cfg=dict(type='ReLU'))
+    neck = build(context_cfg=CONTEXT_OPERATORS[0], norm_cfg=dict(type='BN'),
+                 act_cfg=dict(type='ReLU'))
     level = neck.fpn_convs[0]
     x = features([(6, 5)], channels=[16])[0]
     expected = torch.relu(level.norm(level.conv(x)))
