@@ -10,6 +10,7 @@ from typing import Dict, Optional, Tuple
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
@@ -27,12 +28,18 @@ _OPTIONAL_MODELS = {
 }
 
 
-# Data sets, likewise.
+# Data sets and pixel samplers, likewise.
 _OPTIONAL_DATASETS = {
     name: ('mmpretrain', 'mmpretrain', f'mmcontext.datasets.{module}')
     for name, module in (('LRAListOps', 'long_range_arena'), ('LRAPathfinder', 'long_range_arena'),
                          ('LRAText', 'long_range_arena'), ('STL10', 'stl10'),
                          ('SpeechCommands', 'speech_commands'))
+}
+
+
+_OPTIONAL_TASK_UTILS = {
+    'ClassWeightSampler': ('mmseg', 'mmsegmentation',
+                           'mmcontext.models.heads.class_weight_sampler'),
 }
 
 
@@ -70,5 +77,7 @@ DATASETS = _OptionalRegistry('dataset', parent=MMENGINE_DATASETS, scope='mmconte
                              locations=['mmcontext.datasets'], optional=_OPTIONAL_DATASETS)
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmcontext',
                       locations=['mmcontext.datasets'])
+TASK_UTILS = _OptionalRegistry('task util', parent=MMENGINE_TASK_UTILS, scope='mmcontext',
+                               locations=['mmcontext.models'], optional=_OPTIONAL_TASK_UTILS)
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmcontext',
                  locations=['mmcontext.engine'])

@@ -9,7 +9,7 @@ _base_ = [
 norm_cfg = dict(type='BN', requires_grad=True)
 # Five pixels in six are background: unweighted, the ten digits stay one class for hundreds of
 # iterations.
-loss_cfg = dict(class_weight=[0.25] + [1.0] * 10)
+sampler = dict(type='mmcontext.ClassWeightSampler', class_weight=[0.25] + [1.0] * 10)
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
     backbone=dict(
@@ -29,14 +29,14 @@ model = dict(
         dropout_ratio=0,
         num_classes=11,
         norm_cfg=norm_cfg,
-        loss_decode=loss_cfg),
+        sampler=sampler),
     auxiliary_head=dict(
         in_channels=64,
         channels=64,
         dropout_ratio=0,
         num_classes=11,
         norm_cfg=norm_cfg,
-        loss_decode=loss_cfg))
+        sampler=sampler))
 
 max_iters = 1200
 train_dataloader = dict(batch_size=4)

@@ -1,5 +1,6 @@
 """The digit scenes through mmengine's runner: train, test, test-time augmentation, inferencer."""
 import math
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -108,6 +109,19 @@ def test_unknown_label_is_named_in_training(config, scenes):
     runner = Runner.from_cfg(config)
     with pytest.raises(ValueError, match=r"digits_00000\d_leftImg8bit.png' holds \[11\]"):
         runner.train()
+
+
+def test_class_weights_pass_over_unlabelled_pixels():
+    from mmcontext.registry import TASK_UTILS
+    head = SimpleNamespace(num_classes=3, ignore_index=255)
+    cfg = dict(type='ClassWeightSampler', class_weight=[0.25, 1, 2])
+    labels = torch.tensor([[[[0, 1], [2, 255]]]])
+    weights = TASK_UTILS.build(cfg, default_args=dict(context=head)).sample(
+        torch.zeros(1, 3, 2, 2), labels)
+    assert weights.tolist() == [[[0.25, 1], [2, 0]]]
+    head.num_classes = 4
+    with pytest.raises(ValueError, match='class_weight must be 4 numbers'):
+        TASK_UTILS.build(cfg, default_args=dict(context=head))
 
 
 def test_unlabelled_scenes_train_without_nan(config, scenes):
