@@ -37,7 +37,7 @@ val_dataloader = dict(batch_size=4, num_workers=0, dataset=dataset,
                       sampler=dict(type='DefaultSampler', shuffle=False))
 test_dataloader = val_dataloader
 val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1, ))
-optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9))
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9))
 param_scheduler = dict(type='CosineAnnealingLR', by_epoch=False, T_max=12)
 val_cfg = test_cfg = dict()
 env_cfg = dict(mp_cfg=dict(opencv_num_threads=1))
@@ -122,7 +122,7 @@ def assert_same(a, b, path=''):
         for index in range(len(a)):
             assert_same(a[index], b[index], f'{path}[{index}]')
     elif isinstance(a, torch.Tensor):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=path)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=path)
     else:
         assert a == b, path
 
