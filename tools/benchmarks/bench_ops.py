@@ -214,13 +214,16 @@ def disagreement(table: Dict[str, Callable], shape: Shape, device: str, dtype: t
 
 def measure(steps: Dict[str, Callable[[], None]], seconds: float, device: str
             ) -> Dict[str, List[float]]:
-    """Times of the steps, taken in turn until ``seconds`` have gone by (5 rounds at least)."""
+    """Times of the steps, taken in turn until ``seconds`` have gone by (5 rounds at least).
+
+    Each is run once unrecorded right before: what one leaves of the caches to the next is no
+    property of either.
+    """
     times = {name: [] for name in steps}
-    for step in steps.values():
-        step()
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop or len(next(iter(times.values()))) < 5:
         for name, step in steps.items():
+            step()
             synchronize(device)
             start = time.perf_counter()
             step()

@@ -36,13 +36,14 @@ std::vector<const Kernels*> available_kernels() {
   return available;
 }
 
-const Kernels& kernels() {
+// The sets that a call may use, the widest first: one where the variable names it.
+std::vector<const Kernels*> allowed_kernels() {
   static const std::vector<const Kernels*> available = available_kernels();
   const char* wanted = std::getenv(kIsaVariable);
-  if (wanted == nullptr || *wanted == '\0') return *available.front();
+  if (wanted == nullptr || *wanted == '\0') return available;
   std::string names;
   for (const Kernels* set : available) {
-    if (std::strcmp(set->name, wanted) == 0) return *set;
+    if (std::strcmp(set->name, wanted) == 0) return {set};
     names += std::string(names.empty() ? "" : ", ") + set->name;
   }
   TORCH_CHECK(false, kIsaVariable, " is '", wanted, "', expected one of those that this machine ",
@@ -340,15 +341,26 @@ Planned make_plan(Task task, const Tensor& source, const Tensor& kernel, const T
 void execute(Task task, const Tensor& source, const Tensor& kernel, const Tensor& target,
              const Geometry& geometry) {
   if (target.numel() == 0) return;
-  const Kernels& set = kernels();
-  const Planned planned = make_plan(task, source, kernel, target, geometry, set);
+  const std::vector<const Kernels*> sets = allowed_kernels();
+  const Kernels* set = sets.front();
+  Planned planned = make_plan(task, source, kernel, target, geometry, *set);
+  // Where a channels-last tensor has too few channels for wide vectors, narrower ones are
+  // several times as fast as turning its pixels into planes.
+  const bool pixels = source.stride(1) == 1 && source.size(1) > 1;
+  if (pixels && !planned.plan.pixel_major && sets.size() > 1) {
+    Planned narrow = make_plan(task, source, kernel, target, geometry, *sets[1]);
+    if (narrow.plan.pixel_major) {
+      planned = std::move(narrow);
+      set = sets[1];
+    }
+  }
   const Plan& plan = planned.plan;
   at::parallel_for(0, plan.units, 1, [&](int64_t begin, int64_t end) {
     if (plan.scratch_bytes <= kKeptScratch) {
-      set.run(plan, begin, end, kept_scratch.at_least(plan.scratch_bytes));
+      set->run(plan, begin, end, kept_scratch.at_least(plan.scratch_bytes));
     } else {
       Scratch scratch;
-      set.run(plan, begin, end, scratch.at_least(plan.scratch_bytes));
+      set->run(plan, begin, end, scratch.at_least(plan.scratch_bytes));
     }
   });
 }
@@ -400,7 +412,7 @@ Tensor grad_weight(const Tensor& grad, const Tensor& x, int64_t groups, IntArray
   return w;
 }
 
-std::string instruction_set() { return kernels().name; }
+std::string instruction_set() { return allowed_kernels().front()->name; }
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
