@@ -156,7 +156,7 @@ void finish(Planned& p, int64_t lanes, int64_t element) {
     masks = std::max(masks, phase.masks);
   }
   plan.chunk = plan.task == Task::kGradWeight ? plan.shared : std::min<int64_t>(plan.shared, 32);
-  plan.tiles = std::max<int64_t>(1, ceil_div(cols, 64));
+  plan.tiles = std::max<int64_t>(1, ceil_div(cols, 160));
   plan.tile = round_to(std::max<int64_t>(1, ceil_div(cols, plan.tiles)), lanes);
   plan.tiles = std::max<int64_t>(1, ceil_div(cols, plan.tile));
   // Strips of about 15 rows, fewer where there are not enough units for all threads.
