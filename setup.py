@@ -75,7 +75,7 @@ def native_kernels() -> dict:
     ``MMCONTEXT_WITH_NATIVE=0`` leaves them out. The package works without them, more slowly
     on CPU.
     """
-    sources = sorted(glob('mmcontext/ops/local_aggregation/csrc/*.cpp'))
+    sources = sorted(glob('mmcontext/ops/csrc/*.cpp'))
     if not sources or os.environ.get('MMCONTEXT_WITH_NATIVE', '1') == '0':
         return {}
     try:
@@ -97,7 +97,7 @@ def native_kernels() -> dict:
     flags = ([] if sys.platform == 'win32' else
              ['-O3', '-g0', '-fopenmp', '-ffp-contract=fast', '-Wno-psabi',
               '-Wno-unknown-pragmas'])
-    extension = CppExtension('mmcontext.ops.local_aggregation._native', sources,
+    extension = CppExtension('mmcontext.ops._native', sources,
                              extra_compile_args=flags, optional=True)
     return {'ext_modules': [extension],
             'cmdclass': {'build_ext': OptionalBuildExtension.with_options(

@@ -119,11 +119,15 @@ install_mmcontext() {
     found=$(cd / && "$PYTHON" -c 'import importlib.util as util
 spec = util.find_spec("mmcontext")
 print(spec.origin if spec else "")')
-    # An editable install that is there serves, unless its C++ kernels are older than the sources.
-    local kernels=$ROOT/mmcontext/ops/local_aggregation
-    if [ "$found" = "$ROOT/mmcontext/__init__.py" ] && { [ ! -e "$kernels/_native.so" ] ||
-        [ -z "$(find "$kernels/csrc" -type f -newer "$kernels/_native.so" -print -quit)" ]; }; then
-        return 0
+    # An editable install that is there serves, unless its C++ kernels are older than the sources
+    # or missing where they can be built.
+    local kernels=$ROOT/mmcontext/ops/_native.so
+    if [ "$found" = "$ROOT/mmcontext/__init__.py" ]; then
+        if [ ! -e "$kernels" ]; then
+            if [ "${MMCONTEXT_WITH_NATIVE:-1}" = 0 ] ||
+                ! command -v "${CXX:-c++}" >/dev/null 2>&1; then return 0; fi
+        elif [ -z "$(find "$ROOT/mmcontext/ops/csrc" -type f -newer "$kernels" -print -quit)" ]
+        then return 0; fi
     fi
     say "Installing mmcontext"
     "$PYTHON" -m pip install --disable-pip-version-check --no-deps --no-build-isolation \

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
-from mmcontext.layers._conv_norm import conv_norm_act
+from mmcontext.layers.conv_norm import FusedSequential, conv_norm_act, fused
 from mmcontext.layers._geometry import DynamicKernelLayer, IntPair, same_padding
 from mmcontext.ops import local_aggregation
 from mmcontext.registry import MODELS
@@ -83,9 +83,10 @@ class CoT2d(DynamicKernelLayer):
         self.value = conv_norm_act(in_channels, in_channels, 1, norm_cfg, None,
                                    groups=cardinality, bias=False)
         self.norm = build_norm_layer(norm_cfg or dict(type='BN'), in_channels)[1]
+        self.act = nn.SiLU()
         attention = max(half, 32)
-        self.attend = nn.Sequential(conv_norm_act(in_channels, attention, 1, norm_cfg, relu),
-                                    nn.Conv2d(attention, 2 * in_channels, 1))
+        self.attend = FusedSequential(conv_norm_act(in_channels, attention, 1, norm_cfg, relu),
+                                      nn.Conv2d(attention, 2 * in_channels, 1))
         self._kernel_shape = (kernel_groups // cardinality, taps)
 
     def _join(self, x: Tensor, key: Tensor) -> Tensor:
@@ -111,8 +112,9 @@ class CoT2d(DynamicKernelLayer):
         if self.stride != (1, 1):
             x = F.avg_pool2d(x, 3, self.stride, padding=1)
         key = self.key(x)
-        kernels = self.span_norm(self.span(self.embed(self._join(x, key))))
-        dynamic = F.silu(self.norm(self._aggregate(self.value(x), kernels)))
+        kernels = fused(self.embed(self._join(x, key)), self.span, self.span_norm)
+        dynamic = fused(self._aggregate(self.value(x), kernels), self.norm, self.act,
+                        overwrite=True)
         # Of the sum of the two, which need not be written for it.
         pooled = sum(y.mean(dim=(2, 3), keepdim=True) for y in (dynamic, key))
         logits = self.attend(pooled).view(x.shape[0], self.in_channels, 2, 1, 1)

@@ -3,7 +3,7 @@ from typing import Optional
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcontext.layers._conv_norm import conv_norm_act
+from mmcontext.layers.conv_norm import conv_norm_act, fused
 from mmcontext.layers._geometry import DynamicKernelLayer
 from mmcontext.ops import fused_involution, local_aggregation
 from mmcontext.ops.arguments import IntPair
@@ -94,7 +94,7 @@ class Involution2d(DynamicKernelLayer):
 
     def kernels(self, x: Tensor) -> Tensor:
         """The kernels [B, G, K*K, Ho, Wo] of an input [B, in_channels, H, W]."""
-        w = self.span(self.reduce(self._centres(x)))
+        w = fused(self.reduce(self._centres(x)), self.span)
         # (Not unflatten: behind it the ONNX exporter takes all sizes for constants.)
         return w.view(w.shape[0], self.kernel_groups, self._taps, w.shape[2], w.shape[3])
 

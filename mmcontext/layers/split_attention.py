@@ -3,7 +3,7 @@ from typing import Optional
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcontext.layers._conv_norm import conv_norm_act
+from mmcontext.layers.conv_norm import FusedSequential, conv_norm_act
 from mmcontext.layers._geometry import ContextLayer
 from mmcontext.ops.arguments import IntPair
 from mmcontext.registry import MODELS
@@ -44,7 +44,7 @@ class SplitAttentionConv2d(ContextLayer):
         self.conv = conv_norm_act(in_channels, self.out_channels, self.kernel_size, norm_cfg,
                                   swish, stride=self.stride, padding=self.padding,
                                   dilation=self.dilation, groups=groups, bias=bias)
-        self.gate = nn.Sequential(
+        self.gate = FusedSequential(
             conv_norm_act(self.out_channels, hidden, 1, norm_cfg, swish),
             nn.Conv2d(hidden, self.out_channels, 1))
 

@@ -27,3 +27,9 @@ def is_exporting() -> bool:
 def is_recording() -> bool:
     """Whether a graph is being recorded for use outside eager mode: exported or jit-traced."""
     return torch.jit.is_tracing() or is_exporting()
+
+
+def is_transformed() -> bool:
+    """Inside ``torch.func`` (vmap, jvp, ...) or forward-mode differentiation."""
+    return (torch._C._functorch.peek_interpreter_stack() is not None
+            or torch.autograd.forward_ad._current_level >= 0)

@@ -6,9 +6,10 @@ import torch
 
 from mmcontext.ops import explain, local_aggregation
 from mmcontext.ops.local_aggregation.backends import Geometry
-from mmcontext.ops.local_aggregation.native import NativeBackend, instruction_sets
+from mmcontext.ops.local_aggregation.native import NativeBackend
 from mmcontext.ops.local_aggregation.reference import aggregate
 from mmcontext.ops.local_aggregation.shift_add import ShiftAddBackend
+from mmcontext.ops.native_library import instruction_sets
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason='installed without a compiler')
 NATIVE = NativeBackend()

@@ -92,7 +92,7 @@ def show(title: str, rows: Dict[str, dict], baseline: str) -> None:
 
 
 def machine() -> dict:
-    from mmcontext.ops.local_aggregation.native import instruction_sets
+    from mmcontext.ops.native_library import instruction_sets
     return dict(processor=platform.processor() or platform.machine(),
                 capability=torch.backends.cpu.get_cpu_capability(),
                 kernels=instruction_sets(), threads=torch.get_num_threads(),

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcontext.ops import explain, local_aggregation
-from mmcontext.ops.local_aggregation.native import instruction_sets
+from mmcontext.ops.native_library import instruction_sets
 
 RETAIN = {'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': str(1 << 40),
           'MALLOC_TOP_PAD_': str(1 << 26)}

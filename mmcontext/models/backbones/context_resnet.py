@@ -2,13 +2,19 @@
 from typing import Dict, Optional, Sequence, Tuple, Union
 
 import torch.utils.checkpoint as checkpoint
-from mmcv.cnn import ConvModule, build_activation_layer, build_norm_layer
+from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmcontext.layers.blur_pool import BlurPool2d
+from mmcontext.layers.conv_norm import (
+    FusedConvModule,
+    FusedSequential,
+    conv_norm_act,
+    fused,
+)
 from mmcontext.layers.max_pool import MaxPool2d
 from mmcontext.registry import MODELS
 
@@ -46,15 +52,13 @@ class ResidualBlock(BaseModule):
                          if zero_init and not norm_after_add else None)
         self.with_cp = with_cp
         self.norm_after_add = norm_after_add
-        self.reduce = nn.Sequential(
-            nn.Conv2d(in_channels, width, 1, bias=False),
-            build_norm_layer(norm_cfg, width)[1],
-            build_activation_layer(act_cfg)) if reduce else nn.Identity()
+        self.reduce = conv_norm_act(in_channels, width, 1, norm_cfg, act_cfg,
+                                    bias=False) if reduce else nn.Identity()
         self.spatial = spatial
         if getattr(spatial, 'normalised', False):
             self.norm2 = nn.Identity()
         else:
-            self.norm2 = nn.Sequential(
+            self.norm2 = FusedSequential(
                 build_norm_layer(norm_cfg, width)[1], build_activation_layer(act_cfg))
         self.blur = BlurPool2d(blur_stride) if blur_stride > 1 else nn.Identity()
         self.expand = nn.Conv2d(width, out_channels, 1, bias=False)
@@ -63,12 +67,15 @@ class ResidualBlock(BaseModule):
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
         self.act = build_activation_layer(act_cfg)
 
-    def _residual(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         y = self.blur(self.norm2(self.spatial(self.reduce(x))))
-        y = self.expand(y)
+        shortcut = self.shortcut(x)
         if self.norm_after_add:
-            return self.norm3(self._add(self.drop_path(y), self.shortcut(x)))
-        return self._add(self.drop_path(self.norm3(y)), self.shortcut(x))
+            y = self._add(self.drop_path(fused(y, self.expand)), shortcut)
+            return fused(y, self.norm3, self.act, overwrite=True)
+        if self.training and not isinstance(self.drop_path, nn.Identity):
+            return self.act(self._add(self.drop_path(self.norm3(self.expand(y))), shortcut))
+        return fused(y, self.expand, self.norm3, self.act, residual=shortcut)
 
     @staticmethod
     def _add(y: Tensor, identity: Tensor) -> Tensor:
@@ -78,10 +85,8 @@ class ResidualBlock(BaseModule):
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""
         if self.with_cp and x.requires_grad:
-            y = checkpoint.checkpoint(self._residual, x, use_reentrant=False)
-        else:
-            y = self._residual(x)
-        return self.act(y)
+            return checkpoint.checkpoint(self._forward, x, use_reentrant=False)
+        return self._forward(x)
 
 
 class ContextResNet(BaseModule):
@@ -223,8 +228,8 @@ class ContextResNet(BaseModule):
     # What all families share
 
     def _conv_norm_act(self, in_channels: int, out_channels: int, kernel_size: int,
-                       **options) -> ConvModule:
-        return ConvModule(in_channels, out_channels, kernel_size, bias=False,
+                       **options) -> FusedConvModule:
+        return FusedConvModule(in_channels, out_channels, kernel_size, bias=False,
                           norm_cfg=self.norm_cfg, act_cfg=self.act_cfg, **options)
 
     @staticmethod
@@ -268,7 +273,7 @@ class ContextResNet(BaseModule):
                 nn.Conv2d(in_channels, out_channels, 1, stride=conv_stride, bias=False),
                 build_norm_layer(self.norm_cfg, out_channels)[1]
             ]
-        return nn.Sequential(*modules) if modules else None
+        return FusedSequential(*modules) if modules else None
 
     def _make_block(self, stage: int, index: int, in_channels: int, out_channels: int,
                     stride: int, dilation: int, last: bool, drop_path_rate: float,

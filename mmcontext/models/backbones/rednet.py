@@ -1,6 +1,7 @@
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from torch import nn
 
+from mmcontext.layers.conv_norm import FusedSequential
 from mmcontext.models.backbones.context_resnet import ContextResNet
 from mmcontext.registry import MODELS
 
@@ -31,7 +32,7 @@ class RedNet(ContextResNet):
 
     def _make_stem(self, in_channels: int) -> nn.Sequential:
         width = self.base_channels // 2
-        return nn.Sequential(
+        return FusedSequential(
             self._conv_norm_act(in_channels, width, 3, stride=2, padding=1),
             MODELS.build({
                 **self._spatial_cfg(-1, 0), 'in_channels': width,

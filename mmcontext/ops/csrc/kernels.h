@@ -62,11 +62,29 @@ struct Plan {
   size_t scratch_bytes;                            // per thread
 };
 
+enum class Activation { kNone, kReLU, kSiLU };
+
+// target = activation(scale * source + shift [+ residual]); rows are planes of a contiguous
+// tensor, pixels of a channels-last one.
+struct Affine {
+  Activation activation;
+  bool by_pixel;
+  const float *source, *residual, *scale, *shift;
+  float* target;
+  int64_t rows_per_sample, length;     // length: elements in a row
+  int64_t channels;                    // scales: those of one sample, or of the whole batch
+};
+
 struct Kernels {
   const char* name;
   int64_t vector_bytes;
   int64_t wide_channels;               // pixel-major block kernels: channels per step
   void (*run)(const Plan& plan, int64_t begin, int64_t end, char* scratch);
+  void (*affine)(const Affine& plan, int64_t begin, int64_t end);  // rows
+  // Sums of distances from the centre, or of their squares: of a row; of some pixels.
+  double (*row_sum)(const float* from, int64_t count, float centre, bool squares);
+  void (*pixel_sums)(const float* from, int64_t pixels, int64_t channels, const float* centre,
+                     float* to, bool squares);
 };
 
 extern const Kernels kBaseline;

@@ -1,54 +1,20 @@
-// Torch side of the CPU kernels: planning, threads, choice of the instruction set, operators.
+// Torch side of the kernels of the local aggregation: planning, threads, operators.
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 #include <torch/torch.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "kernels.h"
+#include "instruction_sets.h"
 
 namespace mmcontext {
 namespace {
 
 using at::IntArrayRef;
 using at::Tensor;
-
-constexpr char kIsaVariable[] = "MMCONTEXT_CPU_ISA";
-
-std::vector<const Kernels*> available_kernels() {
-  std::vector<const Kernels*> available;
-#ifdef MMCONTEXT_X86
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    available.push_back(&kAvx512);
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    available.push_back(&kAvx2);
-  }
-#endif
-  available.push_back(&kBaseline);
-  return available;
-}
-
-// The sets that a call may use, the widest first: one where the variable names it.
-std::vector<const Kernels*> allowed_kernels() {
-  static const std::vector<const Kernels*> available = available_kernels();
-  const char* wanted = std::getenv(kIsaVariable);
-  if (wanted == nullptr || *wanted == '\0') return available;
-  std::string names;
-  for (const Kernels* set : available) {
-    if (std::strcmp(set->name, wanted) == 0) return {set};
-    names += std::string(names.empty() ? "" : ", ") + set->name;
-  }
-  TORCH_CHECK(false, kIsaVariable, " is '", wanted, "', expected one of those that this machine ",
-              "has: ", names);
-}
 
 struct Scratch {
   std::unique_ptr<char[]> data;
@@ -412,14 +378,6 @@ Tensor grad_weight(const Tensor& grad, const Tensor& x, int64_t groups, IntArray
   return w;
 }
 
-std::string instruction_set() { return allowed_kernels().front()->name; }
-
-std::vector<std::string> instruction_sets() {
-  std::vector<std::string> names;
-  for (const Kernels* set : available_kernels()) names.push_back(set->name);
-  return names;
-}
-
 // The operators of the package. Their schemas, their fake kernels and the choice among
 // backends are Python's; here stand the CPU and autograd kernels, so that a call in training
 // or inference does not enter Python.
@@ -616,9 +574,7 @@ Tensor grad_weight_autograd(const Tensor& grad, const Tensor& x, c10::SymInt gro
   "int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool interleaved, " \
   "str backend"
 
-TORCH_LIBRARY(mmcontext_native, m) {
-  m.def("instruction_set() -> str", &mmcontext::instruction_set);
-  m.def("instruction_sets() -> str[]", &mmcontext::instruction_sets);
+TORCH_LIBRARY_FRAGMENT(mmcontext_native, m) {
   // The choice among backends, implemented in Python.
   m.def("chosen_forward(Tensor x, Tensor w, " GEOMETRY ") -> Tensor");
   m.def("chosen_grad_input(Tensor grad, Tensor w, SymInt[] input_size, " GEOMETRY ") -> Tensor");

@@ -1,0 +1,13 @@
+// The sets of kernels that this machine can run.
+#pragma once
+
+#include <vector>
+
+#include "kernels.h"
+
+namespace mmcontext {
+
+// The sets that a call may use, the widest first: one where MMCONTEXT_CPU_ISA names it.
+std::vector<const Kernels*> allowed_kernels();
+
+}  // namespace mmcontext

@@ -1,0 +1,180 @@
+// Norms at inference, with the residual and the activation behind them in the same pass.
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+#include <torch/torch.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <vector>
+
+#include "instruction_sets.h"
+
+namespace mmcontext {
+namespace {
+
+using at::Tensor;
+
+// What a thread should at least have to do, in elements; pixels summed in one go.
+constexpr int64_t kGrain = 16384, kChunk = 64;
+
+int64_t grain(int64_t length) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, length)); }
+
+Activation activation_of(c10::string_view name) {
+  if (name == "none") return Activation::kNone;
+  if (name == "relu") return Activation::kReLU;
+  TORCH_CHECK(name == "silu", "activation must be none, relu or silu, got ", name);
+  return Activation::kSiLU;
+}
+
+// Channels-last wins where a tensor is both: its rows are longer.
+bool by_pixel(const Tensor& x) { return x.is_contiguous(at::MemoryFormat::ChannelsLast); }
+
+// The widest set whose vectors fill the rows of a channels-last tensor, if there is one.
+const Kernels& kernels_for(const Tensor& x) {
+  const std::vector<const Kernels*> sets = allowed_kernels();
+  if (by_pixel(x)) {
+    for (const Kernels* set : sets) {
+      if (x.size(1) % (set->vector_bytes / int64_t(sizeof(float))) == 0) return *set;
+    }
+  }
+  return *sets.front();
+}
+
+void check_same(const Tensor& x, const Tensor& other, const char* name) {
+  TORCH_CHECK(other.scalar_type() == at::kFloat && other.sizes() == x.sizes() &&
+                  other.strides() == x.strides(),
+              name, " must be float32 with the shape and strides of x");
+}
+
+void check_input(const Tensor& x, const Tensor& out) {
+  TORCH_CHECK(x.dim() == 4 && x.scalar_type() == at::kFloat && (x.is_contiguous() || by_pixel(x)),
+              "x must be a float32 [B, C, H, W], contiguous or channels-last");
+  check_same(x, out, "out");
+}
+
+const float* per_channel(const std::optional<Tensor>& t, const Tensor& x, const char* name) {
+  if (!t) return nullptr;
+  TORCH_CHECK(t->scalar_type() == at::kFloat && t->is_contiguous() && t->numel() == x.size(1),
+              name, " must be float32 [C]");
+  return t->const_data_ptr<float>();
+}
+
+// scale and shift: of C channels, or of B * C.
+void apply(const Tensor& x, const std::vector<float>& scale, const std::vector<float>& shift,
+           const std::optional<Tensor>& residual, Activation activation, const Tensor& out) {
+  if (x.numel() == 0) return;
+  Affine plan{};
+  plan.activation = activation;
+  plan.by_pixel = by_pixel(x);
+  plan.source = x.const_data_ptr<float>();
+  plan.residual = residual ? residual->const_data_ptr<float>() : nullptr;
+  plan.scale = scale.data();
+  plan.shift = shift.data();
+  plan.target = out.mutable_data_ptr<float>();
+  plan.channels = int64_t(scale.size());
+  const int64_t plane = x.size(2) * x.size(3);
+  plan.rows_per_sample = plan.by_pixel ? plane : x.size(1);
+  plan.length = plan.by_pixel ? x.size(1) : plane;
+  const Kernels& set = kernels_for(x);
+  at::parallel_for(0, x.size(0) * plan.rows_per_sample, grain(plan.length),
+                   [&](int64_t begin, int64_t end) { set.affine(plan, begin, end); });
+}
+
+Tensor batch_norm_act(const Tensor& x, const Tensor& mean, const Tensor& variance,
+                      const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                      double eps, const std::optional<Tensor>& residual,
+                      c10::string_view activation, Tensor out) {
+  check_input(x, out);
+  if (residual) check_same(x, *residual, "residual");
+  const int64_t channels = x.size(1);
+  const float* means = per_channel(mean, x, "mean");
+  const float* variances = per_channel(variance, x, "variance");
+  const float* weights = per_channel(weight, x, "weight");
+  const float* biases = per_channel(bias, x, "bias");
+  std::vector<float> scale(channels), shift(channels);
+  for (int64_t c = 0; c < channels; ++c) {
+    scale[c] = (weights ? weights[c] : 1.f) / std::sqrt(variances[c] + float(eps));
+    shift[c] = (biases ? biases[c] : 0.f) - means[c] * scale[c];
+  }
+  apply(x, scale, shift, residual, activation_of(activation), out);
+  return out;
+}
+
+// Sums over each group of each sample of the distances from its centre, or of their squares.
+std::vector<double> group_sums(const Tensor& x, int64_t groups, const std::vector<float>& centre,
+                               bool squares) {
+  const int64_t batch = x.size(0), channels = x.size(1), plane = x.size(2) * x.size(3);
+  const int64_t shared = channels / groups;
+  const float* data = x.const_data_ptr<float>();
+  const Kernels& set = kernels_for(x);
+  std::vector<double> sums(batch * groups);
+  if (!by_pixel(x)) {
+    const int64_t length = shared * plane;
+    at::parallel_for(0, batch * groups, grain(length), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        sums[i] = set.row_sum(data + i * length, length, centre[i], squares);
+      }
+    });
+    return sums;
+  }
+  std::vector<float> centres(batch * channels);
+  for (int64_t i = 0; i < batch * channels; ++i) centres[i] = centre[i / shared];
+  const int64_t chunks = (plane + kChunk - 1) / kChunk;
+  std::vector<float> partial(batch * chunks * channels);
+  at::parallel_for(0, batch * chunks, grain(kChunk * channels), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t sample = i / chunks, first = i % chunks * kChunk;
+      set.pixel_sums(data + (sample * plane + first) * channels,
+                     std::min(kChunk, plane - first), channels, &centres[sample * channels],
+                     &partial[i * channels], squares);
+    }
+  });
+  for (int64_t i = 0; i < batch * chunks; ++i) {
+    for (int64_t c = 0; c < channels; ++c) {
+      sums[i / chunks * groups + c / shared] += partial[i * channels + c];
+    }
+  }
+  return sums;
+}
+
+Tensor group_norm_act(const Tensor& x, int64_t groups, const std::optional<Tensor>& weight,
+                      const std::optional<Tensor>& bias, double eps, c10::string_view activation,
+                      Tensor out) {
+  check_input(x, out);
+  const int64_t batch = x.size(0), channels = x.size(1);
+  TORCH_CHECK(groups > 0 && channels % groups == 0, "groups must divide ", channels, " channels, ",
+              "got ", groups);
+  const float* weights = per_channel(weight, x, "weight");
+  const float* biases = per_channel(bias, x, "bias");
+  const int64_t shared = channels / groups;
+  const double count = double(shared * x.size(2) * x.size(3));
+  std::vector<float> mean(batch * groups), scale(batch * channels), shift(batch * channels);
+  const std::vector<double> sums = group_sums(x, groups, mean, false);
+  for (size_t i = 0; i < mean.size(); ++i) mean[i] = float(sums[i] / count);
+  const std::vector<double> squares = group_sums(x, groups, mean, true);
+  for (int64_t i = 0; i < batch * channels; ++i) {
+    const int64_t channel = i % channels, group = i / shared;
+    const float root = float(std::sqrt(squares[group] / count + eps));
+    scale[i] = (weights ? weights[channel] : 1.f) / root;
+    shift[i] = (biases ? biases[channel] : 0.f) - mean[group] * scale[i];
+  }
+  apply(x, scale, shift, std::nullopt, activation_of(activation), out);
+  return out;
+}
+
+}  // namespace
+}  // namespace mmcontext
+
+// `out` may be `x`.
+TORCH_LIBRARY_FRAGMENT(mmcontext_native, m) {
+  m.def("batch_norm_act(Tensor x, Tensor mean, Tensor variance, Tensor? weight, Tensor? bias, "
+        "float eps, Tensor? residual, str activation, *, Tensor(a!) out) -> Tensor(a!)");
+  m.def("group_norm_act(Tensor x, int groups, Tensor? weight, Tensor? bias, float eps, "
+        "str activation, *, Tensor(a!) out) -> Tensor(a!)");
+}
+
+TORCH_LIBRARY_IMPL(mmcontext_native, CPU, m) {
+  m.impl("batch_norm_act", &mmcontext::batch_norm_act);
+  m.impl("group_norm_act", &mmcontext::group_norm_act);
+}
