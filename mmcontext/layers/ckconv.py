@@ -7,6 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmcontext.ops import native_library
 from mmcontext.ops.arguments import per_axis
 from mmcontext.ops.fft_conv import convolve
 from mmcontext.ops.tracing import is_compiling
@@ -63,6 +64,18 @@ def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
                 yield tensor
     for child in module._modules.values():
         yield from _tensors_of(child)
+
+
+def _values(tensors: Sequence[Tensor]) -> Tensor:
+    """The values of all tensors, in one axis."""
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def _same_values(tensors: Sequence[Tensor], values: Tensor) -> bool:
+    """Whether the tensors, on the same device, still have those values."""
+    if values.device.type == 'cpu' and not native_library.UNAVAILABLE:
+        return torch.ops.mmcontext_native.same_values(tensors, values)
+    return torch.equal(_values(tensors), values)
 
 
 class CKConvNd(nn.Module):
@@ -349,13 +362,12 @@ class CKConvNd(nn.Module):
             return self.kernel_tap(self._sample(window)), window
         # Values, not version counters: an update through .data leaves no trace in those, and
         # exponential moving averages are swapped in just so.
-        values = torch.cat([t.reshape(-1) for t in inputs])
-        key = (self._length, self.resolution, values.device, [t.dtype for t in inputs],
+        key = (self._length, self.resolution, inputs[0].device, [t.dtype for t in inputs],
                torch.is_inference_mode_enabled())
-        if self._kept is None or self._kept[0] != key or not torch.equal(self._kept[1], values):
+        if self._kept is None or self._kept[0] != key or not _same_values(inputs, self._kept[1]):
             window = self._window()
             with torch.no_grad():
-                self._kept = (key, values, self._sample(window), window)
+                self._kept = (key, _values(inputs), self._sample(window), window)
         return self._kept[2:]
 
     # -- the convolution ---------------------------------------------------------------------

@@ -13,6 +13,7 @@ from mmengine.registry import init_default_scope
 from mmcontext import layers
 from mmcontext.layers import freeze_kernels, set_resolution
 from mmcontext.layers.ckconv import CKConvNd
+from mmcontext.ops import native_library
 from mmcontext.registry import MODELS
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -253,9 +254,11 @@ def test_resolution_one_and_back():
 # The cache.
 
 
-@pytest.fixture(params=['CKConv', 'SeparableFlexConv'])
-def cached(request):
-    layer = build(request.param, 1, 4, 4, 9).eval()
+@pytest.fixture(params=['CKConv', 'SeparableFlexConv', 'CKConv-without-library'])
+def cached(request, monkeypatch):
+    if request.param.endswith('-without-library'):
+        monkeypatch.setattr(native_library, 'UNAVAILABLE', 'not compiled')
+    layer = build(request.param.split('-')[0], 1, 4, 4, 9).eval()
     x = sample(1)
     with torch.no_grad():
         layer(x)
@@ -359,6 +362,20 @@ def test_changed_parameters_are_noticed(cached, change):
     assert not torch.allclose(after, before)
     assert torch.equal(after, fresh_output(layer, x))
     assert counted(layer, x)[1] == 0
+
+
+@pytest.mark.skipif(bool(native_library.UNAVAILABLE), reason='installed without a compiler')
+def test_comparison_of_values():
+    """Gaps in memory, NaN and tensors of other sizes and dtypes."""
+    same = torch.ops.mmcontext_native.same_values
+    tensors = [torch.randn(3, 4).t(), torch.tensor(float('nan')), torch.zeros(0), torch.arange(3)]
+    noted = torch.cat([t.reshape(-1) for t in tensors])
+    assert same(tensors, noted)
+    assert not same(tensors[:3], noted) and not same([*tensors, noted], noted)
+    for index in (0, 1, 3):
+        changed = [t.clone() for t in tensors]
+        changed[index].select(-1, -1).fill_(7) if changed[index].dim() else changed[1].fill_(7)
+        assert not same(changed, noted)
 
 
 @torch.no_grad()
