@@ -49,7 +49,7 @@ struct Plan {
   Operand source, kernel, target;      // grad_weight: x, grad, gradient of the kernels
   int64_t batch, groups, shared;       // shared: channels per group
   int64_t group_step, channel_step;    // channel = group * group_step + i * channel_step
-  int64_t src_rows, src_cols, ker_rows, ker_cols;
+  int64_t src_rows, src_cols, ker_rows, ker_cols, out_rows, out_cols;
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int64_t src_step_y, src_step_x, out_step_y, out_step_x;
   int64_t phases;

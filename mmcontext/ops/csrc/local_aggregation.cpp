@@ -160,6 +160,12 @@ bool by_pixel(const Operand& o, int64_t taps) {
   return taps == 0 ? o.channel == 1 : o.tap == 1 && o.channel == taps;
 }
 
+// Whether the kernels are compiled for this size.
+bool square(const Plan& plan) {
+  return plan.kernel_h == plan.kernel_w &&
+         (plan.kernel_w == 3 || plan.kernel_w == 5 || plan.kernel_w == 7);
+}
+
 // Whether the channels-last kernels serve this call; if so, its division among threads.
 bool plan_pixels(Planned& p, const Kernels& set) {
   Plan& plan = p.plan;
@@ -170,7 +176,7 @@ bool plan_pixels(Planned& p, const Kernels& set) {
       !by_pixel(plan.kernel, weight ? 0 : taps) || !by_pixel(plan.target, weight ? taps : 0)) {
     return false;
   }
-  const int64_t rows = p.phases[0].rows;
+  const int64_t rows = plan.out_rows;
   plan.pack_rows = 0;
   size_t scratch = 0;
   if (plan.interleaved) {
@@ -191,7 +197,10 @@ bool plan_pixels(Planned& p, const Kernels& set) {
                            taps * 2 * sizeof(char*);
     if (scratch > kKeptScratch) return false;
   } else {
-    if (!plan.lattice || plan.shared % set.wide_channels != 0 || (weight && lanes < 8)) {
+    const bool halved = plan.stride_h == 2 && plan.stride_w == 2 && plan.dilation_h == 1 &&
+                        plan.dilation_w == 1 && square(plan);
+    if (!(plan.lattice || halved) || plan.shared % set.wide_channels != 0 ||
+        (weight && lanes < 8)) {
       return false;
     }
     plan.chunk = plan.groups;
@@ -227,6 +236,8 @@ Planned make_plan(Task task, const Tensor& source, const Tensor& kernel, const T
   plan.src_cols = source.size(3);
   plan.ker_rows = kernel.size(-2);
   plan.ker_cols = kernel.size(-1);
+  plan.out_rows = target.size(-2);
+  plan.out_cols = target.size(-1);
   plan.kernel_h = g.kernel[0];
   plan.kernel_w = g.kernel[1];
   plan.stride_h = g.stride[0];
@@ -237,8 +248,7 @@ Planned make_plan(Task task, const Tensor& source, const Tensor& kernel, const T
   plan.dilation_w = g.dilation[1];
   const bool dense = plan.stride_h == 1 && plan.stride_w == 1 && plan.dilation_h == 1 &&
                      plan.dilation_w == 1;
-  plan.lattice = dense && plan.storage != Storage::kDouble && plan.kernel_h == plan.kernel_w &&
-                 (plan.kernel_w == 3 || plan.kernel_w == 5 || plan.kernel_w == 7);
+  plan.lattice = dense && plan.storage != Storage::kDouble && square(plan);
   const int64_t element = plan.storage == Storage::kDouble ? 8 : 4;
   const int64_t lanes = set.vector_bytes / element;
   if (task == Task::kGradInput) {
