@@ -26,7 +26,8 @@ class CVolution2d(Involution2d):
     Shape: [B, in_channels, H, W] -> [B, out_channels, Ho, Wo], sizes as of ``Conv2d``.
 
     Raises:
-        ValueError: ``in_channels`` does not divide as said.
+        ValueError: ``in_channels`` does not divide as said, or an input is smaller than the
+            gate's convolution with kernels of side 1.
     """
 
     _reduce_bias = True
@@ -47,6 +48,10 @@ class CVolution2d(Involution2d):
     def gate_values(self, x: Tensor) -> Tensor:
         """The gate [B, in_channels, 1, 1]: mean of the padded convolution, border included."""
         if min(self.gate_padding) < _GATE_KERNEL - 1:
+            least = tuple(_GATE_KERNEL - 2 * pad for pad in self.gate_padding)
+            if any(size < wanted for size, wanted in zip(x.shape[-2:], least)):
+                raise ValueError(f'the input of CVolution2d must be at least {least} for '
+                                 f'kernel_size {self.kernel_size}, got shape {tuple(x.shape)}')
             return self.gate(x).mean(dim=(2, 3), keepdim=True)
         # With that much padding every tap meets every pixel once, so that the mean of the
         # convolution is a matrix product with the sum of x: the same number for C/9 of the work.

@@ -204,12 +204,21 @@ def _recorded_checkpoint(work_dir: str) -> Optional[str]:
     return None
 
 
+def _later_than_recorded(path: str, recorded: str, work_dir: str) -> bool:
+    """Whether a checkpoint was written behind the recorded one, and its record not any more."""
+    kind, count = osp.splitext(osp.basename(path))[0].split('_')
+    match = re.fullmatch(rf'{kind}_(\d+)\.pth', osp.basename(recorded))
+    return (match is not None and int(count) > int(match.group(1))
+            and osp.getmtime(path) > osp.getmtime(osp.join(work_dir, 'last_checkpoint')))
+
+
 def find_resumable_checkpoint(work_dir: str,
                               logger: Optional[logging.Logger] = None) -> Optional[str]:
     """The newest checkpoint of a run that loads.
 
-    A run that died while writing can leave a truncated newest file or an empty
-    ``last_checkpoint``; then the newest older checkpoint serves.
+    A run that died while writing can leave a truncated newest file, a complete one that
+    ``last_checkpoint`` does not name yet, or an empty ``last_checkpoint``. Files of a run before
+    in the same folder are not taken for newer ones.
 
     Args:
         work_dir (str): folder of the run.
@@ -227,8 +236,9 @@ def find_resumable_checkpoint(work_dir: str,
                         and osp.isfile(path)]
     candidates = sorted(found, key=osp.getmtime, reverse=True)
     if recorded is not None:
-        candidates = [recorded] + [path for path in candidates
-                                   if not osp.samefile(path, recorded)]
+        others = [path for path in candidates if not osp.samefile(path, recorded)]
+        later = [path for path in others if _later_than_recorded(path, recorded, work_dir)]
+        candidates = [*later, recorded, *(path for path in others if path not in later)]
     for path in candidates:
         try:
             load_checkpoint_file(path, map_location='cpu')

@@ -124,6 +124,13 @@ def test_cvolution_by_its_definition(kernel_size):
                                dynamic_sum(x * gate, kernels, kernel_size, kernel_size // 2))
 
 
+def test_cvolution_of_less_than_its_gate():
+    layer = CVolution2d(32, kernel_size=1, gate_groups=4)
+    assert layer(torch.randn(1, 32, 3, 3)).shape == (1, 32, 3, 3)
+    with pytest.raises(ValueError, match=r'at least \(3, 3\) for kernel_size \(1, 1\)'):
+        layer(torch.randn(1, 32, 2, 3))
+
+
 @pytest.mark.parametrize('cardinality', [1, 2])
 def test_cot_by_its_definition(cardinality):
     layer = CoT2d(32, cardinality=cardinality).double().eval()

@@ -143,11 +143,13 @@ def test_tool_loads_the_checkpoint_strictly(tmp_path, monkeypatch, capsys):
     assert 'does not fit' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('config, message', [
-    ('cednet/mask_rcnn_cednet50_fpn_1x_coco.py', 'only classifiers'),
-    ('ccnn/ccnn_4_140_cifar10.py', 'give it by --shape'),
+@pytest.mark.parametrize('config, arguments, message', [
+    ('cednet/mask_rcnn_cednet50_fpn_1x_coco.py', [], 'only classifiers'),
+    ('ccnn/ccnn_4_140_cifar10.py', [], 'give it by --shape'),
+    ('cednet/cednet26_digits.py', ['--opset', '3'], 'to opset 3'),
 ])
-def test_tool_refuses_in_one_sentence(config, message, monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['export_onnx.py', str(_ROOT / 'configs' / config)])
+def test_tool_refuses_in_one_sentence(config, arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['export_onnx.py', str(_ROOT / 'configs' / config), '--out',
+                                      str(tmp_path / 'model.onnx'), *arguments])
     assert export_onnx.run(export_onnx.main) == 1
     assert message in capsys.readouterr().err

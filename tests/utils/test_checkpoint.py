@@ -156,6 +156,17 @@ def test_resume_takes_the_recorded_checkpoint(tmp_path):
     assert ckpt.find_resumable_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_1.pth')
 
 
+def test_resume_takes_a_checkpoint_that_is_not_recorded_yet(tmp_path):
+    save(tmp_path, 'epoch_3.pth', 30)
+    save(tmp_path, 'epoch_1.pth', 10)
+    os.utime(tmp_path / 'last_checkpoint', (11, 11))
+    torch.save({'state_dict': {}}, tmp_path / 'epoch_2.pth')
+    os.utime(tmp_path / 'epoch_3.pth', (5, 5))  # of a run before
+    assert ckpt.find_resumable_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_2.pth')
+    (tmp_path / 'epoch_2.pth').write_bytes(b'PK')
+    assert ckpt.find_resumable_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_1.pth')
+
+
 def test_resume_passes_over_a_truncated_newest_file(tmp_path, caplog):
     import logging
     for epoch in (1, 2, 3):

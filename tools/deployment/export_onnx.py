@@ -163,7 +163,11 @@ def main() -> None:
     model = build_classifier(cfg, args.checkpoint)
     out = args.out or f'{Path(args.config).stem}.onnx'
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    export(model, shape, out, args.dynamic_size, args.opset)
+    try:
+        export(model, shape, out, args.dynamic_size, args.opset)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f'{args.config} cannot be exported for an input of {shape} to opset '
+                        f'{args.opset}: {error}') from error
     print(f'{out}: images [batch, {", ".join(map(str, shape))}], {Path(out).stat().st_size >> 20} '
           'MiB')
     try:

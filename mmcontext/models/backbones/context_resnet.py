@@ -100,7 +100,8 @@ class ContextResNet(BaseModule):
         dilations: Dilation of the spatial layers of each stage. Defaults to 1 everywhere.
         output_stride: 8 or 16 take the stride from the last stages and dilate them instead;
             excludes ``strides`` and ``dilations``. None (32 for the published strides).
-        out_indices: Stages whose output is returned. Defaults to the last.
+        out_indices: Stages whose output is returned, always the earliest first. Defaults to the
+            last.
         frozen_stages: The stem and that many stages are kept fixed (parameters and
             statistics); 0 is the stem alone, -1 (default) nothing.
         norm_cfg: Norms. Defaults to BN.
