@@ -19,11 +19,28 @@ _ACTIVATIONS = {type(None): 'none', nn.Identity: 'none', nn.ReLU: 'relu', nn.SiL
 _NORMS = (_BatchNorm, nn.GroupNorm)
 
 
-def _at_inference(x: Tensor) -> bool:
+def at_inference(x: Tensor) -> bool:
     """Whether ``x`` is a float32 map on the CPU and nothing but numbers is wanted of it."""
     return (type(x) is Tensor and x.dtype is torch.float32 and x.is_cpu and x.dim() == 4
             and not (torch.is_grad_enabled() or is_compiling() or torch.jit.is_tracing()
                      or is_transformed() or _has_any_global_hook()))
+
+
+def faster_by_pixel(x: Tensor) -> bool:
+    """Whether a contiguous ``x`` is worth turning channels-last for what :func:`fused` and the
+    C++ kernels make of it, now that no gradient is wanted."""
+    return (at_inference(x) and x.is_contiguous() and not native_library.UNAVAILABLE
+            and torch.backends.mkldnn.is_available())
+
+
+def channel_means(*maps: Tensor) -> Tensor:
+    """Mean over the pixels, [B, C, 1, 1], of the sum of maps [B, C, H, W] of one size."""
+    if not native_library.UNAVAILABLE and all(
+            at_inference(x) and (x.is_contiguous() or x.is_contiguous(
+                memory_format=torch.channels_last)) for x in maps):
+        return torch.ops.mmcontext_native.channel_means(maps)
+    # Of each: the sum of the maps is never written.
+    return sum(x.mean(dim=(2, 3), keepdim=True) for x in maps)
 
 
 def _hooked(module: Optional[nn.Module]) -> bool:
@@ -57,13 +74,14 @@ def _convolve(conv: nn.Module, x: Tensor) -> Tensor:
 def _norm_act(x: Tensor, norm: nn.Module, act: Optional[nn.Module], residual: Optional[Tensor],
               overwrite: bool) -> Optional[Tensor]:
     """``act(norm(x) + residual)`` by the C++ kernels; None where they do not serve."""
-    if native_library.UNAVAILABLE or _hooked(norm) or _hooked(act) or not (
-            x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+    by_pixel = x.is_contiguous(memory_format=torch.channels_last)
+    if (native_library.UNAVAILABLE or _hooked(norm) or _hooked(act)
+            or x.dtype is not torch.float32  # as a convolution under autocast leaves it
+            or not (by_pixel or x.is_contiguous())):
         return None
-    if x.dtype is not torch.float32:  # as a convolution under autocast leaves it
-        return None
-    if residual is not None and not (residual.dtype is x.dtype and residual.shape == x.shape
-                                     and residual.stride() == x.stride()):
+    if residual is not None and not (
+            residual.dtype is x.dtype and residual.shape == x.shape and residual.is_contiguous(
+                memory_format=torch.channels_last if by_pixel else torch.contiguous_format)):
         return None
     kernels, activation = torch.ops.mmcontext_native, _ACTIVATIONS[type(act)]
     weight, bias = norm._parameters['weight'], norm._parameters['bias']
@@ -86,34 +104,31 @@ def fused(x: Tensor, *modules: nn.Module, residual: Optional[Tensor] = None,
     Args:
         x: [B, C, H, W].
         modules: Of any kind; it is convolutions, norms and activations that are fused.
-        residual: What is added behind the norm among the modules, of which there must then be
-            one. None for nothing.
+        residual: What is added in front of the last module, the activation. None for nothing.
         overwrite: Whether nobody else reads ``x`` any more.
     """
-    fast = _at_inference(x)
-    index = 0
-    while index < len(modules):
+    fast = at_inference(x)
+    index, last = 0, len(modules) - 1
+    while index <= last:
         module = modules[index]
+        if index == last and residual is not None:
+            # In place: no module before keeps its output for its backward.
+            x = x.add_(residual) if x.dtype == residual.dtype else x + residual
         index += 1
-        if not isinstance(module, _NORMS):
-            x = _convolve(module, x) if fast else module(x)
-            # A hook may have kept the output.
-            overwrite = type(module) is nn.Conv2d and not _hooked(module)
-            continue
-        if fast:
-            act = modules[index] if index < len(modules) else None
+        if fast and isinstance(module, _NORMS):
+            act = modules[index] if index <= last else None
             if type(act) not in _ACTIVATIONS:
                 act = None
-            y = _norm_act(x, module, act, residual, overwrite)
+            ends = act is not None and index == last
+            y = _norm_act(x, module, act, residual if ends else None, overwrite)
             if y is not None:
                 x = y
+                overwrite = False
                 index += act is not None
                 continue
-        x = module(x)
-        if residual is not None:
-            # In place: no norm keeps its output for its backward.
-            x = x.add_(residual) if x.dtype == residual.dtype else x + residual
-        overwrite = False
+        x = _convolve(module, x) if fast else module(x)
+        # A hook may have kept the output.
+        overwrite = type(module) is nn.Conv2d and not _hooked(module)
     return x
 
 
@@ -132,7 +147,7 @@ class FusedConvModule(ConvModule):
         """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""
         usual = (activate and norm and self.with_norm and self.with_activation
                  and self.order == ('conv', 'norm', 'act') and not self.with_explicit_padding)
-        if not usual or not _at_inference(x):
+        if not usual or not at_inference(x):
             return super().forward(x, activate, norm)
         return fused(x, self.conv, self.norm, self.activate)
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
-from mmcontext.layers.conv_norm import FusedSequential, conv_norm_act, fused
+from mmcontext.layers.conv_norm import FusedSequential, channel_means, conv_norm_act, fused
 from mmcontext.layers._geometry import DynamicKernelLayer, IntPair, same_padding
 from mmcontext.ops import local_aggregation
 from mmcontext.registry import MODELS
@@ -78,12 +78,13 @@ class CoT2d(DynamicKernelLayer):
                                  groups=_KEY_GROUPS[cardinality], bias=False)
         self.embed = conv_norm_act(2 * in_channels, half, 1, norm_cfg, relu, groups=cardinality,
                                    bias=False)
-        self.span = nn.Conv2d(half, kernel_groups * taps, 1, groups=cardinality)
-        self.span_norm = nn.GroupNorm(kernel_groups, kernel_groups * taps)
         self.value = conv_norm_act(in_channels, in_channels, 1, norm_cfg, None,
                                    groups=cardinality, bias=False)
         self.norm = build_norm_layer(norm_cfg or dict(type='BN'), in_channels)[1]
         self.act = nn.SiLU()
+        # Behind self.norm: mmcv's fuse_conv_bn takes a norm for that of the convolution before it.
+        self.span = nn.Conv2d(half, kernel_groups * taps, 1, groups=cardinality)
+        self.span_norm = nn.GroupNorm(kernel_groups, kernel_groups * taps)
         attention = max(half, 32)
         self.attend = FusedSequential(conv_norm_act(in_channels, attention, 1, norm_cfg, relu),
                                       nn.Conv2d(attention, 2 * in_channels, 1))
@@ -115,9 +116,8 @@ class CoT2d(DynamicKernelLayer):
         kernels = fused(self.embed(self._join(x, key)), self.span, self.span_norm)
         dynamic = fused(self._aggregate(self.value(x), kernels), self.norm, self.act,
                         overwrite=True)
-        # Of the sum of the two, which need not be written for it.
-        pooled = sum(y.mean(dim=(2, 3), keepdim=True) for y in (dynamic, key))
-        logits = self.attend(pooled).view(x.shape[0], self.in_channels, 2, 1, 1)
+        logits = self.attend(channel_means(dynamic, key))
+        logits = logits.view(x.shape[0], self.in_channels, 2, 1, 1)
         # A softmax over two is a sigmoid of their difference, and its use an interpolation: one
         # pass over the features in place of three.
         weight = torch.sigmoid(logits[:, :, 0] - logits[:, :, 1]).to(dynamic.dtype)

@@ -3,7 +3,7 @@ from typing import Optional
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcontext.layers.conv_norm import FusedSequential, conv_norm_act
+from mmcontext.layers.conv_norm import FusedSequential, channel_means, conv_norm_act
 from mmcontext.layers._geometry import ContextLayer
 from mmcontext.ops.arguments import IntPair
 from mmcontext.registry import MODELS
@@ -52,4 +52,4 @@ class SplitAttentionConv2d(ContextLayer):
         """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""
         self.check_input(x)
         y = self.conv(x)
-        return y * self.gate(F.adaptive_avg_pool2d(y, 1)).sigmoid()
+        return y * self.gate(channel_means(y)).sigmoid()

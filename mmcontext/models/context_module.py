@@ -6,6 +6,7 @@ from mmcv.cnn import build_activation_layer, build_norm_layer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmcontext.layers.conv_norm import fused
 from mmcontext.registry import MODELS
 
 
@@ -72,12 +73,8 @@ class ContextModule(nn.Module):
         return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        if self.norm is not None:
-            x = self.norm(x)
-        if self.activate is not None:
-            x = self.activate(x)
-        return x
+        behind = (self.norm, self.activate)
+        return fused(self.conv(x), *(module for module in behind if module is not None))
 
     def _forward_empty(self, x: Tensor) -> Tensor:
         # A batch norm fed nothing would turn its running statistics into NaN. One blank

@@ -3,12 +3,13 @@ import itertools
 
 import pytest
 import torch
+from mmcv.cnn import fuse_conv_bn
 from mmengine.model.utils import revert_sync_batchnorm
 from torch import nn
 
 from mmcontext.layers import conv_norm
-from mmcontext.layers.conv_norm import FusedConvModule, FusedSequential, fused
-from mmcontext.models.backbones import CoTNet, RedNet
+from mmcontext.layers.conv_norm import FusedConvModule, FusedSequential, channel_means, fused
+from mmcontext.models.backbones import CoResNet, CoTNet, RedNet
 from mmcontext.ops import native_library
 from mmcontext.ops.native_library import instruction_sets
 
@@ -58,10 +59,10 @@ def test_equals_the_modules(isa, layout, kind, act, monkeypatch):
             with torch.no_grad():
                 before = x.clone()
                 operators = _operators(lambda: fused(x, norm, *filter(None, [act])))
-                actual = fused(x, norm, *filter(None, [act]), residual=other)
+                actual = fused(x, norm, act or nn.Identity(), residual=other)
                 assert torch.equal(x, before)
                 in_place = fused(x.clone(memory_format=torch.preserve_format), norm,
-                                 *filter(None, [act]), residual=other, overwrite=True)
+                                 act or nn.Identity(), residual=other, overwrite=True)
             family = 'group' if 'group' in kind else 'batch'
             assert operators == {f'mmcontext_native::{family}_norm_act'}
             assert actual.stride() == x.stride() and torch.equal(actual, in_place)
@@ -79,6 +80,19 @@ def test_nan_stays_and_extremes_are_tame(layout):
         for act in (nn.ReLU(), nn.SiLU()):
             torch.testing.assert_close(fused(x, norm, act), act(x), equal_nan=True, rtol=1e-6,
                                        atol=1e-35)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('shape', [(2, 24, 9, 31), (1, 21, 1, 1), (3, 5, 1, 70)], ids=str)
+def test_channel_means(shape, layout):
+    maps = [torch.randn(shape).contiguous(memory_format=LAYOUTS[layout]) + 3 for _ in range(2)]
+    maps.append(torch.randn(shape))
+    expected = sum(x.double().mean((2, 3), keepdim=True) for x in maps)
+    with torch.no_grad():
+        torch.testing.assert_close(channel_means(*maps).double(), expected, rtol=1e-6, atol=1e-6)
+        if instruction_sets():
+            assert _operators(lambda: channel_means(*maps)) == {'mmcontext_native::channel_means'}
+    torch.testing.assert_close(channel_means(*maps).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @needs_library
@@ -106,13 +120,15 @@ def test_pointwise_convolution(size, layout, stride):
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('turned', [False, True])
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('network', [lambda: CoTNet(50, base_channels=16),
                                      lambda: RedNet(26, base_channels=32)], ids=['cot', 'red'])
-def test_inference_of_a_network(network, layout):
+def test_inference_of_a_network(network, layout, turned):
     """With and without gradients: the same features, though not by the same kernels."""
     torch.manual_seed(0)
     model = network()
+    model.channels_last_from = 0 if turned else float('inf')
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -132,6 +148,50 @@ def test_inference_of_a_network(network, layout):
 
 def _block():
     return FusedSequential(nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+
+
+@pytest.mark.parametrize('norm_cfg', [dict(type='BN'), dict(type='IN'),
+                                      dict(type='GN', num_groups=4), dict(type='SyncBN')],
+                         ids=lambda cfg: cfg['type'])
+@pytest.mark.parametrize('act', ['ReLU', 'GELU'])
+def test_residual_is_added_whatever_the_norm(norm_cfg, act):
+    block = CoResNet(50, base_channels=16, norm_cfg=norm_cfg, act_cfg=dict(type=act)).layer1[0]
+    block.eval()
+    x = torch.randn(2, 16, 12, 12)
+    if norm_cfg['type'] == 'SyncBN':
+        block = revert_sync_batchnorm(block)
+    expected = block(x)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('network', [CoTNet, RedNet, CoResNet])
+def test_norms_folded_into_convolutions(network):
+    torch.manual_seed(0)
+    model = network(50, base_channels=32)
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.uniform_(0.5, 2)
+            module.running_mean.normal_(0, 0.1)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected, = model(x)
+        folded, = fuse_conv_bn(model)(x)
+    torch.testing.assert_close(folded, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+@needs_library
+def test_strides_of_single_rows_do_not_matter():
+    """A slice of a larger tensor is contiguous whatever the stride of an axis of one."""
+    norm, x = nn.BatchNorm2d(4).eval(), torch.randn(1, 4, 3, 2)
+    with torch.no_grad():
+        expected = norm(x) + x
+        for strides in ((999, 6, 2, 1), (1, 1, 8, 4)):
+            odd = torch.empty_strided((1, 4, 3, 2), strides).copy_(x)
+            for residual in (odd, x, x.contiguous(memory_format=torch.channels_last)):
+                torch.testing.assert_close(fused(odd, norm, nn.Identity(), residual=residual),
+                                           expected)
 
 
 @pytest.mark.parametrize('hooked', [0, 1, 2])

@@ -22,6 +22,7 @@ class CKResNet(ContextResNet):
     """
 
     arch_settings = {26: (1, 2, 4, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+    channels_last_from = float('inf')  # The Fourier transforms want contiguous planes.
 
     def __init__(self,
                  depth: int,

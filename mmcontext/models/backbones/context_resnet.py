@@ -1,6 +1,7 @@
 """The trunk: a ResNet whose stem, spatial layer, shortcut and last norm are choices."""
 from typing import Dict, Optional, Sequence, Tuple, Union
 
+import torch
 import torch.utils.checkpoint as checkpoint
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmcv.cnn.bricks import DropPath
@@ -13,6 +14,7 @@ from mmcontext.layers.conv_norm import (
     FusedConvModule,
     FusedSequential,
     conv_norm_act,
+    faster_by_pixel,
     fused,
 )
 from mmcontext.layers.max_pool import MaxPool2d
@@ -61,8 +63,12 @@ class ResidualBlock(BaseModule):
             self.norm2 = FusedSequential(
                 build_norm_layer(norm_cfg, width)[1], build_activation_layer(act_cfg))
         self.blur = BlurPool2d(blur_stride) if blur_stride > 1 else nn.Identity()
+        norm3 = build_norm_layer(norm_cfg, out_channels)[1]
+        if norm_after_add:
+            # In front of the convolution, or mmcv's fuse_conv_bn folds the norm into that.
+            self.norm3 = norm3
         self.expand = nn.Conv2d(width, out_channels, 1, bias=False)
-        self.norm3 = build_norm_layer(norm_cfg, out_channels)[1]
+        self.norm3 = norm3
         self.shortcut = nn.Identity() if shortcut is None else shortcut
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
         self.act = build_activation_layer(act_cfg)
@@ -136,6 +142,9 @@ class ContextResNet(BaseModule):
     norm_after_add_at_stage_end = False
     blur_strides = False
     zero_init_residual = False
+    # Pixels, batch * height * width, from which on contiguous images run channels-last inside, at
+    # inference on the CPU. Convolutions of few pixels lose more by turning their weights.
+    channels_last_from = 200 * 200
 
     def __init__(self,
                  depth: int,
@@ -313,10 +322,14 @@ class ContextResNet(BaseModule):
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Feature maps of the stages named by ``out_indices``."""
+        turned = (faster_by_pixel(x)
+                  and x.shape[0] * x.shape[2] * x.shape[3] >= self.channels_last_from)
+        if turned:
+            x = x.contiguous(memory_format=torch.channels_last)
         x = self.pool(self.stem(x))
         outputs = []
         for stage, name in enumerate(self.layer_names):
             x = getattr(self, name)(x)
             if stage in self.out_indices:
-                outputs.append(x)
+                outputs.append(x.contiguous() if turned else x)
         return tuple(outputs)

@@ -43,8 +43,8 @@ const Kernels& kernels_for(const Tensor& x) {
 
 void check_same(const Tensor& x, const Tensor& other, const char* name) {
   TORCH_CHECK(other.scalar_type() == at::kFloat && other.sizes() == x.sizes() &&
-                  other.strides() == x.strides(),
-              name, " must be float32 with the shape and strides of x");
+                  (by_pixel(x) ? by_pixel(other) : other.is_contiguous()),
+              name, " must be float32 with the shape and layout of x");
 }
 
 void check_input(const Tensor& x, const Tensor& out) {
@@ -163,6 +163,24 @@ Tensor group_norm_act(const Tensor& x, int64_t groups, const std::optional<Tenso
   return out;
 }
 
+Tensor channel_means(at::TensorList maps) {
+  TORCH_CHECK(!maps.empty(), "maps must not be empty");
+  const Tensor& first = maps[0];
+  check_input(first, first);
+  const int64_t batch = first.size(0), channels = first.size(1);
+  const double count = double(first.size(2) * first.size(3));
+  Tensor means = at::zeros({batch, channels, 1, 1}, first.options());
+  float* to = means.mutable_data_ptr<float>();
+  const std::vector<float> zeros(batch * channels);
+  for (const Tensor& map : maps) {
+    check_input(map, map);
+    TORCH_CHECK(map.sizes() == first.sizes(), "maps must have one shape");
+    const std::vector<double> sums = group_sums(map, channels, zeros, false);
+    for (int64_t i = 0; i < batch * channels; ++i) to[i] += float(sums[i] / count);
+  }
+  return means;
+}
+
 }  // namespace
 }  // namespace mmcontext
 
@@ -172,9 +190,11 @@ TORCH_LIBRARY_FRAGMENT(mmcontext_native, m) {
         "float eps, Tensor? residual, str activation, *, Tensor(a!) out) -> Tensor(a!)");
   m.def("group_norm_act(Tensor x, int groups, Tensor? weight, Tensor? bias, float eps, "
         "str activation, *, Tensor(a!) out) -> Tensor(a!)");
+  m.def("channel_means(Tensor[] maps) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(mmcontext_native, CPU, m) {
   m.impl("batch_norm_act", &mmcontext::batch_norm_act);
   m.impl("group_norm_act", &mmcontext::group_norm_act);
+  m.impl("channel_means", &mmcontext::channel_means);
 }
