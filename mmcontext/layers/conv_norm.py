@@ -1,9 +1,10 @@
-"""Convolution, norm and activation, of which the last two are one pass at inference on the CPU.
+"""Convolution, norm and activation, which are one pass at inference on the CPU.
 
 Everywhere else, and wherever a module is not what is known here or has hooks, the modules are
 called one after the other.
 """
-from typing import Optional
+import platform
+from typing import Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -13,17 +14,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _has_any_global_hook
 
 from mmcontext.ops import native_library
-from mmcontext.ops.tracing import is_compiling, is_transformed
+from mmcontext.ops.tracing import is_compiling, is_observed, is_transformed
 
 _ACTIVATIONS = {type(None): 'none', nn.Identity: 'none', nn.ReLU: 'relu', nn.SiLU: 'silu'}
 _NORMS = (_BatchNorm, nn.GroupNorm)
+# Elsewhere it has not been compared with the libraries at hand.
+_CONVOLVES = (not native_library.UNAVAILABLE
+              and platform.machine().lower() in ('x86_64', 'amd64'))
 
 
 def at_inference(x: Tensor) -> bool:
     """Whether ``x`` is a float32 map on the CPU and nothing but numbers is wanted of it."""
     return (type(x) is Tensor and x.dtype is torch.float32 and x.is_cpu and x.dim() == 4
             and not (torch.is_grad_enabled() or is_compiling() or torch.jit.is_tracing()
-                     or is_transformed() or _has_any_global_hook()))
+                     or is_transformed() or is_observed() or _has_any_global_hook()))
 
 
 def faster_by_pixel(x: Tensor) -> bool:
@@ -48,53 +52,111 @@ def _hooked(module: Optional[nn.Module]) -> bool:
 
 
 def _convolve(conv: nn.Module, x: Tensor) -> Tensor:
-    """``conv(x)``, 1x1 convolutions by the fastest way.
+    """``conv(x)``; a stride of a 1x1 convolution is taken first, as oneDNN steps slowly."""
+    if (type(conv) is nn.Conv2d and conv.kernel_size == (1, 1) and conv.stride != (1, 1)
+            and conv.padding == (0, 0) and not _hooked(conv)):
+        layout = (torch.channels_last if x.is_contiguous(memory_format=torch.channels_last)
+                  else torch.contiguous_format)
+        x = x[:, :, ::conv.stride[0], ::conv.stride[1]].contiguous(memory_format=layout)
+        return F.conv2d(x, conv.weight, conv.bias, groups=conv.groups)
+    return conv(x)
 
-    oneDNN rearranges the weights of channels-last tensors in every call, which takes long where
-    there is little else to do, and it steps through strides slowly.
+
+def _out_shape(conv: nn.Conv2d, x: Tensor) -> Tuple[int, ...]:
+    sizes = ((size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+             for size, pad, dilation, kernel, stride in
+             zip(x.shape[2:], conv.padding, conv.dilation, conv.kernel_size, conv.stride))
+    return (x.shape[0], conv.out_channels, *sizes)
+
+
+def _convolved_by_pixel(conv: nn.Module, x: Tensor) -> bool:
+    """Whether the C++ convolution of channels-last maps serves, and is the faster one.
+
+    It is where oneDNN would lay out weights for long that few pixels read, and level with it
+    elsewhere; narrow groups, narrow outputs of large kernels, and single pixels are oneDNN's.
     """
-    if (type(conv) is not nn.Conv2d or conv.kernel_size != (1, 1) or conv.groups != 1
-            or conv.padding != (0, 0) or _hooked(conv)):
-        return conv(x)
-    by_pixel = x.is_contiguous(memory_format=torch.channels_last)
-    if conv.stride != (1, 1):
-        x = x[:, :, ::conv.stride[0], ::conv.stride[1]].contiguous(
-            memory_format=torch.channels_last if by_pixel else torch.contiguous_format)
-        by_pixel = x.is_contiguous(memory_format=torch.channels_last)
-    weight, bias = conv._parameters['weight'], conv._parameters['bias']
-    batch, _, height, width = x.shape
-    pixels = batch * height * width
-    small = (pixels <= (64 if conv.in_channels < conv.out_channels else 400)
-             or pixels * weight.numel() <= 16e6)
-    if not (by_pixel and small):
-        return F.conv2d(x, weight, bias)
-    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+    if (not _CONVOLVES or type(conv) is not nn.Conv2d or _hooked(conv)
+            or conv.padding_mode != 'zeros' or type(conv.padding) is not tuple
+            or not x.is_contiguous(memory_format=torch.channels_last)
+            or x.shape[0] * x.shape[2] * x.shape[3] < 8):
+        return False
+    weight = conv.weight
+    outputs, depth = weight.shape[0] // conv.groups, weight.shape[1]
+    taps = weight.shape[2] * weight.shape[3]
+    return (weight.dtype is torch.float32 and weight.is_cpu and x.shape[1] == conv.in_channels
+            and depth >= 16 and taps * depth <= 8192 and outputs >= (8 if taps == 1 else 32)
+            and min(_out_shape(conv, x)) > 0
+            and (weight.is_contiguous()
+                 or weight.is_contiguous(memory_format=torch.channels_last)))
+
+
+def _statistics(norm: nn.Module) -> Optional[Tuple[Optional[Tensor], ...]]:
+    """Mean, variance, weight and bias of a batch norm that takes them as they are, or None."""
+    if type(norm).forward is not _BatchNorm.forward or norm.training or _hooked(norm):
+        return None
+    mean, variance = norm._buffers['running_mean'], norm._buffers['running_var']
+    if mean is None or mean.dtype is not torch.float32:
+        return None
+    return mean, variance, norm._parameters['weight'], norm._parameters['bias']
+
+
+def _fits(residual: Optional[Tensor], shape: Sequence[int], by_pixel: bool) -> bool:
+    """Whether a residual, if there is one, can be added where its map is written."""
+    return residual is None or (
+        residual.dtype is torch.float32 and residual.shape == shape and residual.is_contiguous(
+            memory_format=torch.channels_last if by_pixel else torch.contiguous_format))
 
 
 def _norm_act(x: Tensor, norm: nn.Module, act: Optional[nn.Module], residual: Optional[Tensor],
               overwrite: bool) -> Optional[Tensor]:
     """``act(norm(x) + residual)`` by the C++ kernels; None where they do not serve."""
     by_pixel = x.is_contiguous(memory_format=torch.channels_last)
-    if (native_library.UNAVAILABLE or _hooked(norm) or _hooked(act)
-            or x.dtype is not torch.float32  # as a convolution under autocast leaves it
-            or not (by_pixel or x.is_contiguous())):
-        return None
-    if residual is not None and not (
-            residual.dtype is x.dtype and residual.shape == x.shape and residual.is_contiguous(
-                memory_format=torch.channels_last if by_pixel else torch.contiguous_format)):
+    if (native_library.UNAVAILABLE or x.dtype is not torch.float32  # as autocast leaves it
+            or not (by_pixel or x.is_contiguous()) or not _fits(residual, x.shape, by_pixel)):
         return None
     kernels, activation = torch.ops.mmcontext_native, _ACTIVATIONS[type(act)]
-    weight, bias = norm._parameters['weight'], norm._parameters['bias']
-    if type(norm) is nn.GroupNorm and residual is None:
-        return kernels.group_norm_act(x, norm.num_groups, weight, bias, norm.eps, activation,
+    if type(norm) is nn.GroupNorm and residual is None and not _hooked(norm):
+        return kernels.group_norm_act(x, norm.num_groups, norm._parameters['weight'],
+                                      norm._parameters['bias'], norm.eps, activation,
                                       out=x if overwrite else torch.empty_like(x))
-    if type(norm).forward is not _BatchNorm.forward or norm.training:
+    statistics = _statistics(norm)
+    if statistics is None:
         return None
-    mean, variance = norm._buffers['running_mean'], norm._buffers['running_var']
-    if mean is None:
-        return None
-    return kernels.batch_norm_act(x, mean, variance, weight, bias, norm.eps, residual, activation,
+    return kernels.batch_norm_act(x, *statistics, norm.eps, residual, activation,
                                   out=x if overwrite else torch.empty_like(x))
+
+
+def _conv_norm_act(x: Tensor, conv: nn.Conv2d, norm: Optional[nn.Module],
+                   act: Optional[nn.Module], residual: Optional[Tensor]) -> Tensor:
+    """``act(norm(conv(x)) + residual)`` of a channels-last ``x`` in one pass."""
+    statistics = (None,) * 4 if norm is None else _statistics(norm)
+    return torch.ops.mmcontext_native.conv_norm_act(
+        x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups,
+        *statistics, 0. if norm is None else norm.eps, residual, _ACTIVATIONS[type(act)])
+
+
+def _first_together(x: Tensor, modules: Sequence[nn.Module], residual: Optional[Tensor],
+                    overwrite: bool) -> Tuple[Optional[Tensor], int]:
+    """What the C++ kernels make of the first modules in one pass, and of how many; or None."""
+    conv = modules[0] if _convolved_by_pixel(modules[0], x) else None
+    count = int(conv is not None)
+    norm = modules[count] if count < len(modules) else None
+    if not isinstance(norm, _NORMS) or conv is not None and _statistics(norm) is None:
+        norm = None
+    if conv is None and norm is None:
+        return None, 0
+    count += norm is not None
+    act = modules[count] if count < len(modules) else None
+    if type(act) not in _ACTIVATIONS or _hooked(act):
+        act = None
+    added = residual if act is not None and count + 1 == len(modules) else None
+    if conv is None:
+        y = _norm_act(x, norm, act, added, overwrite)
+    else:
+        if not _fits(added, _out_shape(conv, x), by_pixel=True):
+            act = added = None
+        y = _conv_norm_act(x, conv, norm, act, added)
+    return y, count + (act is not None)
 
 
 def fused(x: Tensor, *modules: nn.Module, residual: Optional[Tensor] = None,
@@ -110,25 +172,21 @@ def fused(x: Tensor, *modules: nn.Module, residual: Optional[Tensor] = None,
     fast = at_inference(x)
     index, last = 0, len(modules) - 1
     while index <= last:
-        module = modules[index]
         if index == last and residual is not None:
             # In place: no module before keeps its output for its backward.
             x = x.add_(residual) if x.dtype == residual.dtype else x + residual
-        index += 1
-        if fast and isinstance(module, _NORMS):
-            act = modules[index] if index <= last else None
-            if type(act) not in _ACTIVATIONS:
-                act = None
-            ends = act is not None and index == last
-            y = _norm_act(x, module, act, residual if ends else None, overwrite)
+        if fast:
+            y, count = _first_together(x, modules[index:], residual, overwrite)
             if y is not None:
-                x = y
-                overwrite = False
-                index += act is not None
+                # y is nobody else's: the modules that others look into have not run here.
+                x, overwrite = y, True
+                index += count
                 continue
+        module = modules[index]
         x = _convolve(module, x) if fast else module(x)
         # A hook may have kept the output.
         overwrite = type(module) is nn.Conv2d and not _hooked(module)
+        index += 1
     return x
 
 

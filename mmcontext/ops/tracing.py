@@ -33,3 +33,8 @@ def is_transformed() -> bool:
     """Inside ``torch.func`` (vmap, jvp, ...) or forward-mode differentiation."""
     return (torch._C._functorch.peek_interpreter_stack() is not None
             or torch.autograd.forward_ad._current_level >= 0)
+
+
+def is_observed() -> bool:
+    """Under a ``TorchDispatchMode``, such as torch's FLOP counter, which knows standard operators."""
+    return torch._C._len_torch_dispatch_stack() > 0

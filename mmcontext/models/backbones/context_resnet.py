@@ -143,8 +143,8 @@ class ContextResNet(BaseModule):
     blur_strides = False
     zero_init_residual = False
     # Pixels, batch * height * width, from which on contiguous images run channels-last inside, at
-    # inference on the CPU. Convolutions of few pixels lose more by turning their weights.
-    channels_last_from = 200 * 200
+    # inference on the CPU.
+    channels_last_from = 64 * 64
 
     def __init__(self,
                  depth: int,

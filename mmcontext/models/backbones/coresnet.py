@@ -14,7 +14,6 @@ class CoResNet(ContextResNet):
 
     arch_settings = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
     norm_after_add_at_stage_end = True
-    channels_last_from = 400 * 400
 
     def _spatial_cfg(self, stage: int, index: int) -> dict:
         return dict(type='mmcontext.CoConv2d', levels=4 - stage, **self.layer_cfg)

@@ -32,7 +32,6 @@ class CoTNeXt(CoTNet):
 
     cardinality = 2
     base_width = 48
-    channels_last_from = 400 * 400
 
     def _width(self, stage: int) -> int:
         return super()._width(stage) * self.base_width // 64 * self.cardinality

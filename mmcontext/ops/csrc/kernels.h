@@ -75,6 +75,22 @@ struct Affine {
   int64_t channels;                    // scales: those of one sample, or of the whole batch
 };
 
+// Pixels that one piece of work of a convolution has at most.
+constexpr int64_t kConvPixels = 96;
+
+// target = activation(scale * conv(source) + shift [+ residual]), channels-last.
+struct Convolution {
+  Activation activation;
+  const float *source, *weight, *residual, *scale, *shift;
+  bool weight_by_tap;                  // [outputs, taps, depth] in place of [.., depth, taps]
+  const float* zeros;                  // as many as channels
+  float* target;
+  int64_t channels, outputs, groups, depth, shared;  // depth, shared: in and out of a group
+  int64_t src_rows, src_cols, out_rows, out_cols, pixels, taps;
+  int64_t ranges, parts;               // the pixels, cut in ranges, and each of these in parts
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+};
+
 struct Kernels {
   const char* name;
   int64_t vector_bytes;
@@ -85,6 +101,10 @@ struct Kernels {
   double (*row_sum)(const float* from, int64_t count, float centre, bool squares);
   void (*pixel_sums)(const float* from, int64_t pixels, int64_t channels, const float* centre,
                      float* to, bool squares);
+  int64_t conv_outputs;                // outputs of a convolution taken at a time at most
+  // panel: conv_outputs * taps * depth; table: taps * kConvPixels.
+  void (*convolve)(const Convolution& plan, int64_t begin, int64_t end, float* panel,
+                   const float** table);
 };
 
 extern const Kernels kBaseline;

@@ -8,17 +8,12 @@
 #include <optional>
 #include <vector>
 
+#include "epilogue.h"
 #include "instruction_sets.h"
 
 namespace mmcontext {
-namespace {
 
 using at::Tensor;
-
-// What a thread should at least have to do, in elements; pixels summed in one go.
-constexpr int64_t kGrain = 16384, kChunk = 64;
-
-int64_t grain(int64_t length) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, length)); }
 
 Activation activation_of(c10::string_view name) {
   if (name == "none") return Activation::kNone;
@@ -27,8 +22,39 @@ Activation activation_of(c10::string_view name) {
   return Activation::kSiLU;
 }
 
-// Channels-last wins where a tensor is both: its rows are longer.
 bool by_pixel(const Tensor& x) { return x.is_contiguous(at::MemoryFormat::ChannelsLast); }
+
+const float* per_channel(const std::optional<Tensor>& t, int64_t channels, const char* name) {
+  if (!t) return nullptr;
+  TORCH_CHECK(t->scalar_type() == at::kFloat && t->is_contiguous() && t->numel() == channels,
+              name, " must be float32 [C]");
+  return t->const_data_ptr<float>();
+}
+
+void scale_and_shift(const Norm& norm, int64_t channels, std::vector<float>& scale,
+                     std::vector<float>& shift) {
+  scale.assign(channels, 1.f);
+  shift.assign(channels, 0.f);
+  const float* means = per_channel(norm.mean, channels, "mean");
+  const float* variances = per_channel(norm.variance, channels, "variance");
+  TORCH_CHECK(!means == !variances, "mean and variance go together");
+  if (!means) return;
+  const float* weights = per_channel(norm.weight, channels, "weight");
+  const float* biases = per_channel(norm.bias, channels, "bias");
+  for (int64_t c = 0; c < channels; ++c) {
+    scale[c] = (weights ? weights[c] : 1.f) / std::sqrt(variances[c] + float(norm.eps));
+    shift[c] = (biases ? biases[c] : 0.f) - means[c] * scale[c];
+  }
+}
+
+namespace {
+
+// What a thread should at least have to do, in elements; pixels summed in one go.
+constexpr int64_t kGrain = 16384, kChunk = 64;
+
+int64_t grain(int64_t length) {
+  return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, length));
+}
 
 // The widest set whose vectors fill the rows of a channels-last tensor, if there is one.
 const Kernels& kernels_for(const Tensor& x) {
@@ -51,13 +77,6 @@ void check_input(const Tensor& x, const Tensor& out) {
   TORCH_CHECK(x.dim() == 4 && x.scalar_type() == at::kFloat && (x.is_contiguous() || by_pixel(x)),
               "x must be a float32 [B, C, H, W], contiguous or channels-last");
   check_same(x, out, "out");
-}
-
-const float* per_channel(const std::optional<Tensor>& t, const Tensor& x, const char* name) {
-  if (!t) return nullptr;
-  TORCH_CHECK(t->scalar_type() == at::kFloat && t->is_contiguous() && t->numel() == x.size(1),
-              name, " must be float32 [C]");
-  return t->const_data_ptr<float>();
 }
 
 // scale and shift: of C channels, or of B * C.
@@ -87,16 +106,9 @@ Tensor batch_norm_act(const Tensor& x, const Tensor& mean, const Tensor& varianc
                       c10::string_view activation, Tensor out) {
   check_input(x, out);
   if (residual) check_same(x, *residual, "residual");
-  const int64_t channels = x.size(1);
-  const float* means = per_channel(mean, x, "mean");
-  const float* variances = per_channel(variance, x, "variance");
-  const float* weights = per_channel(weight, x, "weight");
-  const float* biases = per_channel(bias, x, "bias");
-  std::vector<float> scale(channels), shift(channels);
-  for (int64_t c = 0; c < channels; ++c) {
-    scale[c] = (weights ? weights[c] : 1.f) / std::sqrt(variances[c] + float(eps));
-    shift[c] = (biases ? biases[c] : 0.f) - means[c] * scale[c];
-  }
+  const std::optional<Tensor> means = mean, variances = variance;
+  std::vector<float> scale, shift;
+  scale_and_shift({means, variances, weight, bias, eps}, x.size(1), scale, shift);
   apply(x, scale, shift, residual, activation_of(activation), out);
   return out;
 }
@@ -145,8 +157,8 @@ Tensor group_norm_act(const Tensor& x, int64_t groups, const std::optional<Tenso
   const int64_t batch = x.size(0), channels = x.size(1);
   TORCH_CHECK(groups > 0 && channels % groups == 0, "groups must divide ", channels, " channels, ",
               "got ", groups);
-  const float* weights = per_channel(weight, x, "weight");
-  const float* biases = per_channel(bias, x, "bias");
+  const float* weights = per_channel(weight, channels, "weight");
+  const float* biases = per_channel(bias, channels, "bias");
   const int64_t shared = channels / groups;
   const double count = double(shared * x.size(2) * x.size(3));
   std::vector<float> mean(batch * groups), scale(batch * channels), shift(batch * channels);

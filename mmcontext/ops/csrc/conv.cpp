@@ -1,0 +1,131 @@
+// Convolutions at inference, with norm, residual and activation in the same pass.
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+#include <torch/torch.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "epilogue.h"
+#include "instruction_sets.h"
+
+namespace mmcontext {
+namespace {
+
+using at::Tensor;
+
+// So many pixels a thread and more: threads divide the pixels, each lays out all weights for
+// itself. Below: they divide the outputs.
+constexpr int64_t kRange = 256;
+
+std::array<int64_t, 2> pair_of(at::IntArrayRef value, const char* name, int64_t least) {
+  TORCH_CHECK(value.size() == 2 && value[0] >= least && value[1] >= least, name,
+              " must be two integers of at least ", least, ", got ", value);
+  return {value[0], value[1]};
+}
+
+// Scratch of one thread, kept from call to call.
+template <class T> T* scratch(int64_t count) {
+  thread_local std::vector<T> memory;
+  constexpr int64_t kPad = 64 / sizeof(T);
+  if (int64_t(memory.size()) < count + kPad) memory.resize(count + kPad);
+  const auto address = reinterpret_cast<uintptr_t>(memory.data());
+  return reinterpret_cast<T*>((address + 63) / 64 * 64);
+}
+
+int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+  const int64_t room = size + 2 * pad - dilation * (kernel - 1) - 1;
+  TORCH_CHECK(room >= 0, "kernel of ", kernel, " with dilation ", dilation,
+              " does not fit a padded input of ", size + 2 * pad);
+  return room / stride + 1;
+}
+
+Tensor conv_norm_act(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                     at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                     int64_t groups, const std::optional<Tensor>& mean,
+                     const std::optional<Tensor>& variance,
+                     const std::optional<Tensor>& norm_weight,
+                     const std::optional<Tensor>& norm_bias, double eps,
+                     const std::optional<Tensor>& residual, c10::string_view activation) {
+  TORCH_CHECK(x.dim() == 4 && x.scalar_type() == at::kFloat && by_pixel(x),
+              "x must be a float32 [B, C, H, W], channels-last");
+  TORCH_CHECK(weight.dim() == 4 && weight.scalar_type() == at::kFloat &&
+                  (weight.is_contiguous() || by_pixel(weight)),
+              "weight must be a float32 [O, C / groups, kernel, kernel], contiguous or "
+              "channels-last");
+  Convolution plan{};
+  plan.channels = x.size(1);
+  plan.outputs = weight.size(0);
+  TORCH_CHECK(groups > 0 && plan.channels == groups * weight.size(1) && plan.outputs % groups == 0,
+              "groups ", groups, " and weight ", weight.sizes(), " do not go with ",
+              plan.channels, " channels");
+  const auto [stride_h, stride_w] = pair_of(stride, "stride", 1);
+  const auto [pad_h, pad_w] = pair_of(padding, "padding", 0);
+  const auto [dilation_h, dilation_w] = pair_of(dilation, "dilation", 1);
+  plan.groups = groups;
+  plan.depth = weight.size(1);
+  plan.shared = plan.outputs / groups;
+  plan.weight_by_tap = !weight.is_contiguous();
+  plan.kernel_h = weight.size(2);
+  plan.kernel_w = weight.size(3);
+  plan.taps = plan.kernel_h * plan.kernel_w;
+  plan.stride_h = stride_h, plan.stride_w = stride_w;
+  plan.pad_h = pad_h, plan.pad_w = pad_w;
+  plan.dilation_h = dilation_h, plan.dilation_w = dilation_w;
+  plan.src_rows = x.size(2);
+  plan.src_cols = x.size(3);
+  plan.out_rows = out_size(x.size(2), plan.kernel_h, stride_h, pad_h, dilation_h);
+  plan.out_cols = out_size(x.size(3), plan.kernel_w, stride_w, pad_w, dilation_w);
+  plan.pixels = x.size(0) * plan.out_rows * plan.out_cols;
+  Tensor out = at::empty({x.size(0), plan.outputs, plan.out_rows, plan.out_cols},
+                         x.options().memory_format(at::MemoryFormat::ChannelsLast));
+  if (out.numel() == 0) return out;
+  if (residual) {
+    TORCH_CHECK(residual->scalar_type() == at::kFloat && residual->sizes() == out.sizes() &&
+                    by_pixel(*residual),
+                "residual must be a channels-last float32 ", out.sizes());
+    plan.residual = residual->const_data_ptr<float>();
+  }
+  Norm norm{mean, variance, norm_weight, norm_bias, eps};
+  std::vector<float> scale, shift;
+  scale_and_shift(norm, plan.outputs, scale, shift);
+  if (const float* biases = per_channel(bias, plan.outputs, "bias")) {
+    for (int64_t c = 0; c < plan.outputs; ++c) shift[c] += biases[c] * scale[c];
+  }
+  const std::vector<float> zeros(plan.channels);
+  plan.activation = activation_of(activation);
+  plan.source = x.const_data_ptr<float>();
+  plan.weight = weight.const_data_ptr<float>();
+  plan.scale = scale.data();
+  plan.shift = shift.data();
+  plan.zeros = zeros.data();
+  plan.target = out.mutable_data_ptr<float>();
+  const Kernels& set = *allowed_kernels().front();
+  const int64_t lanes = set.vector_bytes / int64_t(sizeof(float));
+  const int64_t vectors = (plan.shared + lanes - 1) / lanes, most = set.conv_outputs / lanes;
+  const int64_t threads = at::get_num_threads();
+  plan.ranges = plan.pixels >= kRange * threads ? threads : 1;
+  plan.parts = (plan.pixels + plan.ranges * kConvPixels - 1) / (plan.ranges * kConvPixels);
+  const int64_t units = plan.ranges * groups * ((vectors + most - 1) / most) * plan.parts;
+  at::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
+    set.convolve(plan, begin, end, scratch<float>(set.conv_outputs * plan.taps * plan.depth),
+                 scratch<const float*>(plan.taps * kConvPixels));
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace mmcontext
+
+TORCH_LIBRARY_FRAGMENT(mmcontext_native, m) {
+  m.def("conv_norm_act(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
+        "int[] dilation, int groups, Tensor? mean, Tensor? variance, Tensor? norm_weight, "
+        "Tensor? norm_bias, float eps, Tensor? residual, str activation) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(mmcontext_native, CPU, m) {
+  m.impl("conv_norm_act", &mmcontext::conv_norm_act);
+}
