@@ -181,6 +181,12 @@ def test_channels_last_stays(isa):
         memory_format=torch.channels_last)
 
 
+def test_large_outputs():
+    """Larger than what is put on huge pages, and no multiple of them."""
+    x, w = torch.randn(1, 8, 1030, 1040), torch.randn(1, 1, 1, 1030, 1040)
+    assert torch.equal(local_aggregation(x, w, 1), x * w[:, 0])
+
+
 def test_empty_batch():
     y = local_aggregation(torch.ones(0, 16, 8, 8), torch.ones(0, 1, 49, 8, 8), 7, padding=3,
                           backend='native')

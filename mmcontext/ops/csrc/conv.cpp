@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "epilogue.h"
+#include "huge_pages.h"
 #include "instruction_sets.h"
 
 namespace mmcontext {
@@ -80,8 +81,9 @@ Tensor conv_norm_act(const Tensor& x, const Tensor& weight, const std::optional<
   plan.out_rows = out_size(x.size(2), plan.kernel_h, stride_h, pad_h, dilation_h);
   plan.out_cols = out_size(x.size(3), plan.kernel_w, stride_w, pad_w, dilation_w);
   plan.pixels = x.size(0) * plan.out_rows * plan.out_cols;
-  Tensor out = at::empty({x.size(0), plan.outputs, plan.out_rows, plan.out_cols},
-                         x.options().memory_format(at::MemoryFormat::ChannelsLast));
+  Tensor out = on_huge_pages(
+      at::empty({x.size(0), plan.outputs, plan.out_rows, plan.out_cols},
+                x.options().memory_format(at::MemoryFormat::ChannelsLast)));
   if (out.numel() == 0) return out;
   if (residual) {
     TORCH_CHECK(residual->scalar_type() == at::kFloat && residual->sizes() == out.sizes() &&

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "huge_pages.h"
 #include "instruction_sets.h"
 
 namespace mmcontext {
@@ -346,10 +347,10 @@ bool pixel_major(const Tensor& feature) {
 }
 
 Tensor empty_feature(const Tensor& like, int64_t channels, int64_t height, int64_t width) {
-  return at::empty({like.size(0), channels, height, width},
-                   like.options().memory_format(pixel_major(like)
-                                                    ? at::MemoryFormat::ChannelsLast
-                                                    : at::MemoryFormat::Contiguous));
+  const auto layout = pixel_major(like) ? at::MemoryFormat::ChannelsLast
+                                        : at::MemoryFormat::Contiguous;
+  return on_huge_pages(at::empty({like.size(0), channels, height, width},
+                                 like.options().memory_format(layout)));
 }
 
 void check_operands(const Tensor& a, const Tensor& b) {
