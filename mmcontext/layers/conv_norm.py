@@ -23,11 +23,18 @@ _CONVOLVES = (not native_library.UNAVAILABLE
               and platform.machine().lower() in ('x86_64', 'amd64'))
 
 
+def _is_autocast() -> bool:
+    if hasattr(torch, 'get_autocast_dtype'):  # torch 2.4
+        return torch.is_autocast_enabled('cpu')
+    return torch.is_autocast_cpu_enabled()
+
+
 def at_inference(x: Tensor) -> bool:
     """Whether ``x`` is a float32 map on the CPU and nothing but numbers is wanted of it."""
     return (type(x) is Tensor and x.dtype is torch.float32 and x.is_cpu and x.dim() == 4
             and not (torch.is_grad_enabled() or is_compiling() or torch.jit.is_tracing()
-                     or is_transformed() or is_observed() or _has_any_global_hook()))
+                     or is_transformed() or is_observed() or _is_autocast()
+                     or _has_any_global_hook()))
 
 
 def faster_by_pixel(x: Tensor) -> bool:

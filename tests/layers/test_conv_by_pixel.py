@@ -184,6 +184,13 @@ def test_changed_weights_count(passes):
     assert passes == ['cn', 'cn']
 
 
+def test_autocast_keeps_its_dtype(passes):
+    block, x = FusedSequential(_conv(), _norm(32), nn.ReLU()), _by_pixel(torch.randn(1, 16, 6, 6))
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        assert block(x).dtype is torch.bfloat16
+    assert passes == []
+
+
 def test_flops_are_counted():
     block, x = FusedSequential(_conv(), _norm(32), nn.ReLU()), _by_pixel(torch.randn(1, 16, 6, 6))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

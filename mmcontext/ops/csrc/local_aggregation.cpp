@@ -173,7 +173,7 @@ bool plan_pixels(Planned& p, const Kernels& set) {
   const int64_t taps = plan.kernel_h * plan.kernel_w;
   const int64_t lanes = set.vector_bytes / 4;
   const bool weight = plan.task == Task::kGradWeight;
-  if (plan.storage != Storage::kFloat || !by_pixel(plan.source, 0) ||
+  if (plan.storage == Storage::kDouble || !by_pixel(plan.source, 0) ||
       !by_pixel(plan.kernel, weight ? 0 : taps) || !by_pixel(plan.target, weight ? taps : 0)) {
     return false;
   }
@@ -193,8 +193,8 @@ bool plan_pixels(Planned& p, const Kernels& set) {
     if (plan.task == Task::kGradInput) {
       plan.pack_rows += (plan.kernel_h - 1) * plan.dilation_h;
     }
-    scratch = weight ? 4 * (plan.shared * plan.groups + taps * lanes) + taps * sizeof(char*)
-                     : 4 * plan.pack_rows * plan.ker_cols * taps * plan.groups +
+    scratch = weight ? 4 * (plan.shared * plan.groups + 2 * taps * lanes) + taps * sizeof(char*)
+                     : 4 * (plan.pack_rows * plan.ker_cols + 1) * taps * plan.groups +
                            taps * 2 * sizeof(char*);
     if (scratch > kKeptScratch) return false;
   } else {
@@ -207,6 +207,10 @@ bool plan_pixels(Planned& p, const Kernels& set) {
     plan.chunk = plan.groups;
     plan.strip = std::max<int64_t>(
         1, std::min<int64_t>(8, plan.batch * plan.groups * rows / (4 * at::get_num_threads())));
+    if (plan.storage != Storage::kFloat && !weight) {  // rows of kernels as float32
+      const int64_t slots = plan.task == Task::kGradInput ? plan.kernel_h : 1;
+      scratch = 4 * slots * plan.ker_cols * taps;
+    }
   }
   plan.strips = ceil_div(rows, plan.strip);
   plan.units = plan.batch * plan.chunk * plan.strips;
