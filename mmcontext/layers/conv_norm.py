@@ -118,7 +118,7 @@ def _norm_act(x: Tensor, norm: nn.Module, act: Optional[nn.Module], residual: Op
               overwrite: bool) -> Optional[Tensor]:
     """``act(norm(x) + residual)`` by the C++ kernels; None where they do not serve."""
     by_pixel = x.is_contiguous(memory_format=torch.channels_last)
-    if (native_library.UNAVAILABLE or x.dtype is not torch.float32  # as autocast leaves it
+    if (native_library.UNAVAILABLE or x.dtype is not torch.float32  # a module may have changed it
             or not (by_pixel or x.is_contiguous()) or not _fits(residual, x.shape, by_pixel)):
         return None
     kernels, activation = torch.ops.mmcontext_native, _ACTIVATIONS[type(act)]
@@ -198,7 +198,7 @@ def fused(x: Tensor, *modules: nn.Module, residual: Optional[Tensor] = None,
 
 
 class FusedSequential(nn.Sequential):
-    """``Sequential`` that at inference runs a norm and the activation behind it together."""
+    """``Sequential`` that at inference runs convolution, norm and activation together."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> what the modules make of it."""
@@ -206,7 +206,7 @@ class FusedSequential(nn.Sequential):
 
 
 class FusedConvModule(ConvModule):
-    """mmcv's ``ConvModule`` that at inference runs norm and activation together."""
+    """mmcv's ``ConvModule`` that at inference runs its modules together."""
 
     def forward(self, x: Tensor, activate: bool = True, norm: bool = True) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""

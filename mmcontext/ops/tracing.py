@@ -36,5 +36,5 @@ def is_transformed() -> bool:
 
 
 def is_observed() -> bool:
-    """Under a ``TorchDispatchMode``, such as torch's FLOP counter, which knows standard operators."""
+    """Under a ``TorchDispatchMode``: torch's FLOP counter, say, knows standard operators only."""
     return torch._C._len_torch_dispatch_stack() > 0

@@ -240,7 +240,7 @@ class ContextResNet(BaseModule):
     def _conv_norm_act(self, in_channels: int, out_channels: int, kernel_size: int,
                        **options) -> FusedConvModule:
         return FusedConvModule(in_channels, out_channels, kernel_size, bias=False,
-                          norm_cfg=self.norm_cfg, act_cfg=self.act_cfg, **options)
+                               norm_cfg=self.norm_cfg, act_cfg=self.act_cfg, **options)
 
     @staticmethod
     def _check_indices(out_indices: Union[int, Sequence[int]]) -> Tuple[int, ...]:
