@@ -58,6 +58,10 @@ def _hooked(module: Optional[nn.Module]) -> bool:
     return module is not None and bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+def _is_nothing(module: nn.Module) -> bool:
+    return type(module) is nn.Identity and not _hooked(module)
+
+
 def _convolve(conv: nn.Module, x: Tensor) -> Tensor:
     """``conv(x)``; a stride of a 1x1 convolution is taken first, as oneDNN steps slowly."""
     if (type(conv) is nn.Conv2d and conv.kernel_size == (1, 1) and conv.stride != (1, 1)
@@ -147,6 +151,9 @@ def _first_together(x: Tensor, modules: Sequence[nn.Module], residual: Optional[
     """What the C++ kernels make of the first modules in one pass, and of how many; or None."""
     conv = modules[0] if _convolved_by_pixel(modules[0], x) else None
     count = int(conv is not None)
+    # What mmcv's fuse_conv_bn leaves of a norm.
+    while 0 < count < len(modules) - 1 and _is_nothing(modules[count]):
+        count += 1
     norm = modules[count] if count < len(modules) else None
     if not isinstance(norm, _NORMS) or conv is not None and _statistics(norm) is None:
         norm = None

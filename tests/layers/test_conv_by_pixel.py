@@ -126,6 +126,8 @@ def _conv(outputs=32, **options):
     ((_conv(), _norm(32), nn.ReLU()), True, ['cnar']),
     ((_conv(), _norm(32), nn.GELU()), True, ['cn']),
     ((_conv(), _norm(32), nn.SiLU(), nn.Identity()), True, ['cna']),
+    ((_conv(), nn.Identity(), nn.ReLU()), True, ['car']),
+    ((_conv(), nn.Identity(), _norm(32), nn.Identity()), True, ['cnar']),
     ((_conv(), nn.GroupNorm(4, 32), nn.ReLU()), False, ['c']),
     ((_conv(), nn.BatchNorm2d(32), nn.ReLU()), False, ['c']),
     ((_conv(), nn.InstanceNorm2d(32), nn.ReLU()), True, ['c']),
