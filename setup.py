@@ -97,8 +97,10 @@ def native_kernels() -> dict:
     flags = ([] if sys.platform == 'win32' else
              ['-O3', '-g0', '-fopenmp', '-ffp-contract=fast', '-Wno-psabi',
               '-Wno-unknown-pragmas'])
-    extension = CppExtension('mmcontext.ops._native', sources,
-                             extra_compile_args=flags, optional=True)
+    # GCC's OpenMP comes with torch; clang's is another library.
+    link = ['-fopenmp'] if 'clang' in os.environ.get('CXX', '') else []
+    extension = CppExtension('mmcontext.ops._native', sources, extra_compile_args=flags,
+                             extra_link_args=link, optional=True)
     return {'ext_modules': [extension],
             'cmdclass': {'build_ext': OptionalBuildExtension.with_options(
                 no_python_abi_suffix=True)}}
