@@ -14,10 +14,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _has_any_global_hook
 
 from mmcontext.ops import native_library
+from mmcontext.ops.arguments import output_size
 from mmcontext.ops.tracing import is_compiling, is_observed, is_transformed
 
 _ACTIVATIONS = {type(None): 'none', nn.Identity: 'none', nn.ReLU: 'relu', nn.SiLU: 'silu'}
 _NORMS = (_BatchNorm, nn.GroupNorm)
+_NO_NORM = (None, None, None, None, 0.)  # as _statistics has it
 # Elsewhere it has not been compared with the libraries at hand.
 _CONVOLVES = (not native_library.UNAVAILABLE
               and platform.machine().lower() in ('x86_64', 'amd64'))
@@ -37,6 +39,14 @@ def at_inference(x: Tensor) -> bool:
                      or _has_any_global_hook()))
 
 
+def _layout(x: Tensor) -> Optional[torch.memory_format]:
+    """The memory format of a map without gaps, channels-last where it is both; else None."""
+    for layout in (torch.channels_last, torch.contiguous_format):
+        if x.is_contiguous(memory_format=layout):
+            return layout
+    return None
+
+
 def faster_by_pixel(x: Tensor) -> bool:
     """Whether a contiguous ``x`` is worth turning channels-last for what :func:`fused` and the
     C++ kernels make of it, now that no gradient is wanted."""
@@ -47,8 +57,7 @@ def faster_by_pixel(x: Tensor) -> bool:
 def channel_means(*maps: Tensor) -> Tensor:
     """Mean over the pixels, [B, C, 1, 1], of the sum of maps [B, C, H, W] of one size."""
     if not native_library.UNAVAILABLE and all(
-            at_inference(x) and (x.is_contiguous() or x.is_contiguous(
-                memory_format=torch.channels_last)) for x in maps):
+            at_inference(x) and _layout(x) is not None for x in maps):
         return torch.ops.mmcontext_native.channel_means(maps)
     # Of each: the sum of the maps is never written.
     return sum(x.mean(dim=(2, 3), keepdim=True) for x in maps)
@@ -66,18 +75,15 @@ def _convolve(conv: nn.Module, x: Tensor) -> Tensor:
     """``conv(x)``; a stride of a 1x1 convolution is taken first, as oneDNN steps slowly."""
     if (type(conv) is nn.Conv2d and conv.kernel_size == (1, 1) and conv.stride != (1, 1)
             and conv.padding == (0, 0) and not _hooked(conv)):
-        layout = (torch.channels_last if x.is_contiguous(memory_format=torch.channels_last)
-                  else torch.contiguous_format)
-        x = x[:, :, ::conv.stride[0], ::conv.stride[1]].contiguous(memory_format=layout)
+        x = x[:, :, ::conv.stride[0], ::conv.stride[1]].contiguous(
+            memory_format=_layout(x) or torch.contiguous_format)
         return F.conv2d(x, conv.weight, conv.bias, groups=conv.groups)
     return conv(x)
 
 
 def _out_shape(conv: nn.Conv2d, x: Tensor) -> Tuple[int, ...]:
-    sizes = ((size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-             for size, pad, dilation, kernel, stride in
-             zip(x.shape[2:], conv.padding, conv.dilation, conv.kernel_size, conv.stride))
-    return (x.shape[0], conv.out_channels, *sizes)
+    return (x.shape[0], conv.out_channels, *output_size(
+        x.shape[2:], conv.kernel_size, conv.stride, conv.padding, conv.dilation))
 
 
 def _convolved_by_pixel(conv: nn.Module, x: Tensor) -> bool:
@@ -88,7 +94,7 @@ def _convolved_by_pixel(conv: nn.Module, x: Tensor) -> bool:
     """
     if (not _CONVOLVES or type(conv) is not nn.Conv2d or _hooked(conv)
             or conv.padding_mode != 'zeros' or type(conv.padding) is not tuple
-            or not x.is_contiguous(memory_format=torch.channels_last)
+            or _layout(x) is not torch.channels_last
             or x.shape[0] * x.shape[2] * x.shape[3] < 8):
         return False
     weight = conv.weight
@@ -97,33 +103,32 @@ def _convolved_by_pixel(conv: nn.Module, x: Tensor) -> bool:
     return (weight.dtype is torch.float32 and weight.is_cpu and x.shape[1] == conv.in_channels
             and depth >= 16 and taps * depth <= 8192 and outputs >= (8 if taps == 1 else 32)
             and min(_out_shape(conv, x)) > 0
-            and (weight.is_contiguous()
-                 or weight.is_contiguous(memory_format=torch.channels_last)))
+            and _layout(weight) is not None)
 
 
-def _statistics(norm: nn.Module) -> Optional[Tuple[Optional[Tensor], ...]]:
-    """Mean, variance, weight and bias of a batch norm that takes them as they are, or None."""
-    if type(norm).forward is not _BatchNorm.forward or norm.training or _hooked(norm):
+def _statistics(norm: Optional[nn.Module]) -> Optional[tuple]:
+    """Mean, variance, weight, bias and eps of a batch norm that takes them as they are, or None."""
+    if (not isinstance(norm, _BatchNorm) or type(norm).forward is not _BatchNorm.forward
+            or norm.training or _hooked(norm)):
         return None
     mean, variance = norm._buffers['running_mean'], norm._buffers['running_var']
     if mean is None or mean.dtype is not torch.float32:
         return None
-    return mean, variance, norm._parameters['weight'], norm._parameters['bias']
+    return mean, variance, norm._parameters['weight'], norm._parameters['bias'], norm.eps
 
 
-def _fits(residual: Optional[Tensor], shape: Sequence[int], by_pixel: bool) -> bool:
+def _fits(residual: Optional[Tensor], shape: Sequence[int], layout: torch.memory_format) -> bool:
     """Whether a residual, if there is one, can be added where its map is written."""
-    return residual is None or (
-        residual.dtype is torch.float32 and residual.shape == shape and residual.is_contiguous(
-            memory_format=torch.channels_last if by_pixel else torch.contiguous_format))
+    return residual is None or (residual.dtype is torch.float32 and residual.shape == shape
+                                and residual.is_contiguous(memory_format=layout))
 
 
 def _norm_act(x: Tensor, norm: nn.Module, act: Optional[nn.Module], residual: Optional[Tensor],
               overwrite: bool) -> Optional[Tensor]:
     """``act(norm(x) + residual)`` by the C++ kernels; None where they do not serve."""
-    by_pixel = x.is_contiguous(memory_format=torch.channels_last)
+    layout = _layout(x)
     if (native_library.UNAVAILABLE or x.dtype is not torch.float32  # a module may have changed it
-            or not (by_pixel or x.is_contiguous()) or not _fits(residual, x.shape, by_pixel)):
+            or layout is None or not _fits(residual, x.shape, layout)):
         return None
     kernels, activation = torch.ops.mmcontext_native, _ACTIVATIONS[type(act)]
     if type(norm) is nn.GroupNorm and residual is None and not _hooked(norm):
@@ -133,17 +138,16 @@ def _norm_act(x: Tensor, norm: nn.Module, act: Optional[nn.Module], residual: Op
     statistics = _statistics(norm)
     if statistics is None:
         return None
-    return kernels.batch_norm_act(x, *statistics, norm.eps, residual, activation,
+    return kernels.batch_norm_act(x, *statistics, residual, activation,
                                   out=x if overwrite else torch.empty_like(x))
 
 
-def _conv_norm_act(x: Tensor, conv: nn.Conv2d, norm: Optional[nn.Module],
+def _conv_norm_act(x: Tensor, conv: nn.Conv2d, statistics: Optional[tuple],
                    act: Optional[nn.Module], residual: Optional[Tensor]) -> Tensor:
     """``act(norm(conv(x)) + residual)`` of a channels-last ``x`` in one pass."""
-    statistics = (None,) * 4 if norm is None else _statistics(norm)
     return torch.ops.mmcontext_native.conv_norm_act(
         x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups,
-        *statistics, 0. if norm is None else norm.eps, residual, _ACTIVATIONS[type(act)])
+        *(statistics or _NO_NORM), residual, _ACTIVATIONS[type(act)])
 
 
 def _first_together(x: Tensor, modules: Sequence[nn.Module], residual: Optional[Tensor],
@@ -155,11 +159,13 @@ def _first_together(x: Tensor, modules: Sequence[nn.Module], residual: Optional[
     while 0 < count < len(modules) - 1 and _is_nothing(modules[count]):
         count += 1
     norm = modules[count] if count < len(modules) else None
-    if not isinstance(norm, _NORMS) or conv is not None and _statistics(norm) is None:
-        norm = None
-    if conv is None and norm is None:
+    statistics = None if conv is None else _statistics(norm)
+    if conv is not None:
+        count += statistics is not None
+    elif isinstance(norm, _NORMS):
+        count += 1
+    else:
         return None, 0
-    count += norm is not None
     act = modules[count] if count < len(modules) else None
     if type(act) not in _ACTIVATIONS or _hooked(act):
         act = None
@@ -167,9 +173,9 @@ def _first_together(x: Tensor, modules: Sequence[nn.Module], residual: Optional[
     if conv is None:
         y = _norm_act(x, norm, act, added, overwrite)
     else:
-        if not _fits(added, _out_shape(conv, x), by_pixel=True):
+        if not _fits(added, _out_shape(conv, x), torch.channels_last):
             act = added = None
-        y = _conv_norm_act(x, conv, norm, act, added)
+        y = _conv_norm_act(x, conv, statistics, act, added)
     return y, count + (act is not None)
 
 

@@ -1,4 +1,4 @@
-"""Arguments that are one number for all axes or one number an axis."""
+"""Arguments that are one number for all axes or one an axis, and the sizes they lead to."""
 from typing import Sequence, Tuple, Union
 
 IntPair = Union[int, Tuple[int, int]]
@@ -23,3 +23,11 @@ def per_axis(name: str, value: Union[int, Sequence[int]], dim: int, least: int) 
     if len(values) != dim or not all(isinstance(v, int) and v >= least for v in values):
         raise ValueError(f'{name} must be an int or {dim} ints, at least {least}, got {value!r}')
     return values
+
+
+def output_size(sizes: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int],
+                padding: Sequence[int], dilation: Sequence[int]) -> Tuple[int, ...]:
+    """Size of a convolution's output along every axis; below 1 where the kernel does not fit."""
+    return tuple(
+        (size + 2 * pad - dil * (kernel - 1) - 1) // step + 1
+        for size, pad, dil, kernel, step in zip(sizes, padding, dilation, kernel_size, stride))

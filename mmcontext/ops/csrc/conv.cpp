@@ -3,15 +3,14 @@
 #include <torch/library.h>
 #include <torch/torch.h>
 
-#include <algorithm>
 #include <array>
-#include <cstdint>
 #include <optional>
 #include <vector>
 
 #include "epilogue.h"
 #include "huge_pages.h"
 #include "instruction_sets.h"
+#include "work.h"
 
 namespace mmcontext {
 namespace {
@@ -26,15 +25,6 @@ std::array<int64_t, 2> pair_of(at::IntArrayRef value, const char* name, int64_t 
   TORCH_CHECK(value.size() == 2 && value[0] >= least && value[1] >= least, name,
               " must be two integers of at least ", least, ", got ", value);
   return {value[0], value[1]};
-}
-
-// Scratch of one thread, kept from call to call.
-template <class T> T* scratch(int64_t count) {
-  thread_local std::vector<T> memory;
-  constexpr int64_t kPad = 64 / sizeof(T);
-  if (int64_t(memory.size()) < count + kPad) memory.resize(count + kPad);
-  const auto address = reinterpret_cast<uintptr_t>(memory.data());
-  return reinterpret_cast<T*>((address + 63) / 64 * 64);
 }
 
 int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
@@ -106,15 +96,15 @@ Tensor conv_norm_act(const Tensor& x, const Tensor& weight, const std::optional<
   plan.zeros = zeros.data();
   plan.target = out.mutable_data_ptr<float>();
   const Kernels& set = *allowed_kernels().front();
-  const int64_t lanes = set.vector_bytes / int64_t(sizeof(float));
-  const int64_t vectors = (plan.shared + lanes - 1) / lanes, most = set.conv_outputs / lanes;
+  plan.blocks = ceil_div(plan.shared, set.conv_outputs);
   const int64_t threads = at::get_num_threads();
   plan.ranges = plan.pixels >= kRange * threads ? threads : 1;
-  plan.parts = (plan.pixels + plan.ranges * kConvPixels - 1) / (plan.ranges * kConvPixels);
-  const int64_t units = plan.ranges * groups * ((vectors + most - 1) / most) * plan.parts;
-  at::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
-    set.convolve(plan, begin, end, scratch<float>(set.conv_outputs * plan.taps * plan.depth),
-                 scratch<const float*>(plan.taps * kConvPixels));
+  plan.parts = ceil_div(plan.pixels, plan.ranges * kConvPixels);
+  const size_t bytes = set.conv_outputs * plan.taps * plan.depth * sizeof(float) +
+                       plan.taps * kConvPixels * sizeof(float*) + 2 * 64;
+  at::parallel_for(0, plan.ranges * groups * plan.blocks * plan.parts, 1,
+                   [&](int64_t begin, int64_t end) {
+    with_scratch(bytes, [&](char* scratch) { set.convolve(plan, begin, end, scratch); });
   });
   return out;
 }

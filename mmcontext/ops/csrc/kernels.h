@@ -86,6 +86,7 @@ struct Convolution {
   const float* zeros;                  // as many as channels
   float* target;
   int64_t channels, outputs, groups, depth, shared;  // depth, shared: in and out of a group
+  int64_t blocks;                      // pieces of a group's outputs, taken one at a time
   int64_t src_rows, src_cols, out_rows, out_cols, pixels, taps;
   int64_t ranges, parts;               // the pixels, cut in ranges, and each of these in parts
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
@@ -102,9 +103,8 @@ struct Kernels {
   void (*pixel_sums)(const float* from, int64_t pixels, int64_t channels, const float* centre,
                      float* to, bool squares);
   int64_t conv_outputs;                // outputs of a convolution taken at a time at most
-  // panel: conv_outputs * taps * depth; table: taps * kConvPixels.
-  void (*convolve)(const Convolution& plan, int64_t begin, int64_t end, float* panel,
-                   const float** table);
+  // scratch: conv_outputs * taps * depth floats, taps * kConvPixels pointers, 128 bytes.
+  void (*convolve)(const Convolution& plan, int64_t begin, int64_t end, char* scratch);
 };
 
 extern const Kernels kBaseline;

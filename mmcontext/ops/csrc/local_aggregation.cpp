@@ -10,6 +10,7 @@
 
 #include "huge_pages.h"
 #include "instruction_sets.h"
+#include "work.h"
 
 namespace mmcontext {
 namespace {
@@ -17,22 +18,6 @@ namespace {
 using at::IntArrayRef;
 using at::Tensor;
 
-struct Scratch {
-  std::unique_ptr<char[]> data;
-  size_t bytes = 0;
-  char* at_least(size_t wanted) {
-    if (wanted > bytes) {
-      data.reset(new char[wanted]);
-      bytes = wanted;
-    }
-    return data.get();
-  }
-};
-// What a thread keeps between calls; larger scratch lives for one call only.
-constexpr size_t kKeptScratch = size_t(4) << 20;
-thread_local Scratch kept_scratch;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_to(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 Operand operand(const Tensor& t) {
@@ -337,12 +322,8 @@ void execute(Task task, const Tensor& source, const Tensor& kernel, const Tensor
   }
   const Plan& plan = planned.plan;
   at::parallel_for(0, plan.units, 1, [&](int64_t begin, int64_t end) {
-    if (plan.scratch_bytes <= kKeptScratch) {
-      set->run(plan, begin, end, kept_scratch.at_least(plan.scratch_bytes));
-    } else {
-      Scratch scratch;
-      set->run(plan, begin, end, scratch.at_least(plan.scratch_bytes));
-    }
+    with_scratch(plan.scratch_bytes,
+                 [&](char* scratch) { set->run(plan, begin, end, scratch); });
   });
 }
 

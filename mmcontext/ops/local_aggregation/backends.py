@@ -5,6 +5,8 @@ from typing import Dict, NamedTuple, Optional, Protocol, Tuple
 import torch
 from torch import Tensor
 
+from mmcontext.ops.arguments import output_size
+
 BACKEND_VARIABLE = 'MMCONTEXT_BACKEND'
 
 
@@ -18,10 +20,8 @@ class Geometry(NamedTuple):
 
     def output_size(self, height: int, width: int) -> Tuple[int, int]:
         """Height and width of the output for an input of ``height`` x ``width``."""
-        return tuple(
-            (size + 2 * pad - dil * (kernel - 1) - 1) // step + 1
-            for size, pad, dil, kernel, step in zip(
-                (height, width), self.padding, self.dilation, self.kernel_size, self.stride))
+        return output_size((height, width), self.kernel_size, self.stride, self.padding,
+                           self.dilation)
 
 
 class Backend(Protocol):
