@@ -43,7 +43,7 @@ template <> struct alignas(16) Raw<16> { unsigned word[4]; };
 template <class To, class From> DEVICE To bit_cast(const From& from) {
   static_assert(sizeof(To) == sizeof(From), "a cast of bits keeps the size");
   To to;
-  __builtin_memcpy(&to, &from, sizeof to);
+  memcpy(&to, &from, sizeof to);
   return to;
 }
 
