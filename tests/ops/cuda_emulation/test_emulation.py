@@ -19,6 +19,29 @@ GENERAL = [
 ]
 
 
+def square(dtype, size, groups, kernel, stride=1, dilation=1, padding=None, **options) -> Case:
+    """A case that the tiled kernels serve."""
+    same = dilation * (kernel - 1) // 2
+    return Case(dtype, size, groups, (kernel,) * 2, (stride,) * 2,
+                (same if padding is None else padding,) * 2, (dilation,) * 2, **options)
+
+
+TILED = [
+    square(FLOAT, (1, 32, 12, 16), 2, 7),
+    square(FLOAT, (2, 32, 7, 7), 2, 7),
+    square(BF16, (1, 32, 14, 14), 2, 7, interleaved=True),
+    square(FLOAT, (1, 16, 13, 20), 1, 7, stride=2),
+    square(BF16, (2, 16, 9, 9), 1, 5, stride=2, dilation=2),
+    square(HALF, (1, 16, 9, 12), 2, 3, dilation=2, interleaved=True),
+    square(FLOAT, (2, 3, 6, 10), 1, 3, stride=2, maps='chunk', kernels='chunk'),
+    square(FLOAT, (1, 40, 5, 8), 2, 3, padding=0),
+    square(FLOAT, (1, 4, 8, 8), 4, 5),
+    square(BF16, (2, 32, 8, 8), 2, 7, maps='pixel'),
+    square(FLOAT, (2, 16, 6, 7), 2, 3, maps='pixel', kernels='pixel'),
+    square(HALF, (1, 32, 10, 9), 2, 7, stride=2, maps='pixel', kernels='pixel'),
+]
+
+
 @pytest.fixture(scope='module')
 def emulator(tmp_path_factory) -> Emulator:
     return Emulator(tmp_path_factory.mktemp('emulated'))
@@ -55,3 +78,12 @@ def test_general_kernels(emulator, case):
     results = check(emulator, case)
     assert {launch.source for _, launches, _ in results.values() for launch in launches} == \
         {'general.cu'}
+
+
+@pytest.mark.parametrize('case', TILED, ids=str)
+def test_tiled_kernels(emulator, case):
+    results = check(emulator, case)
+    general = [name for name, (_, launches, _) in results.items()
+               if launches[0].source == 'general.cu']
+    # Gradients of x are tiled for the padding that keeps the size at stride 1.
+    assert general == (['gx'] if case.padding[0] == 0 else [])

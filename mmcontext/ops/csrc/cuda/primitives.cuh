@@ -20,7 +20,9 @@ using emulation::global_load;
 using emulation::global_store;
 using emulation::narrow_bfloat16;
 using emulation::narrow_half;
+using emulation::shared_load;
 using emulation::shared_memory;
+using emulation::shared_store;
 using emulation::widen_half;
 #endif
 
@@ -76,6 +78,14 @@ template <int kBytes> DEVICE void global_store(void* to, const Raw<kBytes>& valu
   *static_cast<Raw<kBytes>*>(to) = value;
 }
 
+template <int kBytes> DEVICE Raw<kBytes> shared_load(const void* from) {
+  return *static_cast<const Raw<kBytes>*>(from);
+}
+
+template <int kBytes> DEVICE void shared_store(void* to, const Raw<kBytes>& value) {
+  *static_cast<Raw<kBytes>*>(to) = value;
+}
+
 // Copy kBytes to shared memory without waiting; nothing is read and zeros are written where
 // `valid` is false. Before compute capability 8.0 the copy is made at once.
 template <int kBytes> DEVICE void async_copy(void* to, const void* from, bool valid) {
@@ -95,7 +105,7 @@ template <int kBytes> DEVICE void async_copy(void* to, const void* from, bool va
 #endif
   Raw<kBytes> value = {};
   if (valid) value = global_load<kBytes>(from);
-  *static_cast<Raw<kBytes>*>(to) = value;
+  shared_store<kBytes>(to, value);
 }
 
 DEVICE void async_commit() {
