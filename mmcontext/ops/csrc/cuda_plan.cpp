@@ -1,12 +1,14 @@
 #include "cuda_plan.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
+#include <array>
+#include <map>
+#include <mutex>
+#include <sstream>
 #include <stdexcept>
 #include <utility>
 
-#include "cuda/parameters.cuh"
+#include "cuda_variant.h"
 
 namespace mmcontext {
 namespace {
@@ -53,268 +55,22 @@ CudaLaunch general(const CudaProblem& p, const CudaDevice& device) {
   return launch;
 }
 
-// ---- tiled kernels
+constexpr const char* kTasks[] = {"forward", "grad_input", "grad_weight"};
+constexpr const char* kStorages[] = {"float32", "float64", "bfloat16", "float16"};
+constexpr const char* kLayouts[] = {"planar", "last"};
 
-constexpr int64_t kMost = int64_t(1) << 31;    // elements of a sample that 32 bits can address
-constexpr int64_t kBatches = 65535;            // of one launch: the grid's third side
+// Task, storage, kernel, stride, dilation, layout, channels, rows, columns, groups.
+using TileKey = std::array<int64_t, 10>;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// What is compiled into a tiled kernel, and what follows from it.
-struct Variant {
-  int task, storage, kernel, stride, dilation, channels, part;
-  bool source_last, other_last, kernels_last;
-  int source_vector, other_vector, kernel_vector;
-
-  bool back() const { return task == 1; }
-  int bytes() const { return storage == 0 ? 4 : 2; }
-  int unit() const { return 16 / bytes(); }
-  int units() const { return channels / unit(); }
-  int wide() const { return back() ? 4 / stride : 4; }
-  int quad() const { return back() ? 4 / stride : 4 * stride; }
-  int pad() const { return dilation * (kernel - 1) / 2; }
-  // Threads that a quad has: parts of its channels, or rows of taps.
-  int sharers() const { return task == 2 ? kernel : channels / part; }
-  int threads() const { return task == 2 ? 512 : 256; }
-  int steps() const {
-    const int step = back() && dilation % stride ? stride : 1;
-    return (kernel + step - 1) / step;
-  }
-  // Source pixels and rows beyond those of the first quad and of the first row.
-  int pixels(int quads) const {
-    const int reach = (kernel - 1) * dilation;
-    return (quads - 1) * quad() + (back() ? (reach + 3) / stride + 1 : 3 * stride + reach + 1);
-  }
-  int rows(int count) const {
-    const int reach = (kernel - 1) * dilation;
-    return back() ? (count - 1 + reach) / stride + 2 : (count - 1) * stride + reach + 1;
-  }
-};
-
-constexpr int kStages = 3;
-
-struct Tile { int rows, quads, groups; };
-
-Divisor divisor(int64_t by) {
-  const uint64_t factor = by == 1 ? 0 : ((uint64_t(1) << 32) + by - 1) / by;
-  return {static_cast<int>(by), static_cast<unsigned>(factor)};
+TileKey tile_key(const Variant& v, const CudaProblem& p) {
+  return {v.task, v.storage, v.kernel, v.stride, v.dilation, v.source_last, v.channels,
+          v.back() ? p.in_rows : p.out_rows, v.back() ? p.in_cols : p.out_cols, p.groups};
 }
 
-// Tile in shared memory of `quads` x `rows` quads whose first pixels are `step` apart and whose
-// rows are `row_step` apart: pitches such that neighbouring quads, over the ends of rows and
-// groups too, lie in different banks.
-MapTile map_tile(const Variant& v, bool last, int rows, int pixels, int step, int row_step,
-                 const Tile& tile, int64_t first_col) {
-  MapTile to{};
-  to.rows = rows;
-  to.pixels = pixels;
-  const int advance = step * v.units() + 1;              // units from quad to quad
-  const auto bumped = [](int pitch, int times, int wanted) {
-    for (int bump = 0; bump < 8; ++bump) {
-      if (((pitch + bump) * times - wanted) % 8 == 0) return pitch + bump;
-    }
-    return pitch;
-  };
-  to.row_pitch = bumped(pixels * v.units() + (pixels - 1) / step, row_step,
-                        advance * tile.quads);
-  to.group_pitch = bumped(rows * to.row_pitch, 1, advance * tile.quads * tile.rows);
-  const bool aligned = tile.quads * step % 4 == 0;
-  const int before = aligned ? static_cast<int>(first_col & 3) : 3;
-  to.blocks = divisor(last ? pixels : (before + pixels + 3) / 4);
-  to.lines = divisor(rows);
-  return to;
-}
+struct Choice { Tile tile; std::string options; };
 
-// Everything of the parameter that depends on the tile; returns the bytes of shared memory.
-int64_t lay_out(const Variant& v, const Tile& tile, int64_t pad_w, TiledParameters& to) {
-  to.tile_rows = tile.rows;
-  to.tile_quads = tile.quads;
-  to.tile_groups = tile.groups;
-  const int first = v.back() ? -((v.dilation * (v.kernel - 1) - v.pad()) / v.stride)
-                             : -static_cast<int>(pad_w & 3);
-  to.map = map_tile(v, v.source_last, v.rows(tile.rows), v.pixels(tile.quads), v.quad(),
-                    v.back() ? 1 : v.stride, tile, first);
-  to.units = divisor(tile.groups * v.units());
-  to.kernel_offset = 16 * tile.groups * to.map.group_pitch;
-  if (v.task == 2) {
-    to.gradient = map_tile(v, v.other_last, tile.rows, 4 * tile.quads, 4, 1, tile, 0);
-    return to.kernel_offset + 16 * tile.groups * to.gradient.group_pitch;
-  }
-  const int quads = tile.quads + (v.back() ? 1 : 0);
-  to.piece_cols = divisor(quads * v.wide() / v.kernel_vector);
-  to.piece_rows = divisor(tile.rows);
-  to.wide_pitch = quads * v.wide();
-  to.tap_pitch = tile.groups * tile.rows * to.wide_pitch;
-  to.stage_pitch = v.kernel * to.tap_pitch;
-  return to.kernel_offset + int64_t(kStages) * to.stage_pitch * v.bytes();
-}
-
-// Estimated cycles of a tile, by counting: per multiprocessor 20 bytes of traffic a cycle, 128
-// bytes of shared memory and 128 multiply-adds (a warp's instruction takes a quarter of a cycle).
-double cycles(const Variant& v, const CudaProblem& p, const CudaDevice& device, const Tile& tile) {
-  TiledParameters laid{};
-  const int64_t shared = lay_out(v, tile, p.pad_w, laid);
-  const int64_t quads = int64_t(tile.rows) * tile.quads * tile.groups;
-  const int64_t warps = ceil_div(quads * v.sharers(), 32);
-  if (shared > device.shared_per_block || warps * 32 > v.threads()) return -1;
-  const int64_t items = std::max(int64_t(laid.map.blocks.by) * laid.map.rows,
-                                 int64_t(laid.map.pixels) * laid.map.rows) *
-                        tile.groups * v.units();
-  if (items > 65535) return -1;
-  const int64_t resident = std::min<int64_t>(
-      {device.shared_per_multiprocessor / (shared + 1024), 65536 / 128 / 32 / warps, 32});
-  if (resident < 1) return -1;
-  const int64_t to_rows = v.back() ? p.in_rows : p.out_rows;
-  const int64_t to_cols = v.back() ? p.in_cols : p.out_cols;
-  const int64_t per_group = p.channels / p.groups;
-  const int64_t chunks = v.task == 2 ? 1 : ceil_div(per_group, v.channels);
-  const int64_t blocks = ceil_div(to_rows, tile.rows) * ceil_div(ceil_div(to_cols, 4), tile.quads) *
-                         ceil_div(p.groups, tile.groups) * chunks * p.batch;
-  const double taps = double(v.kernel) * v.kernel;
-  const double fetched = v.bytes() *
-      (double(tile.groups) * v.channels * laid.map.rows * laid.map.pixels +
-       quads * 4.0 * (v.channels + taps / (v.back() ? v.stride * v.stride : 1)));
-  // Shared memory: of a step, wavefronts of a warp. Tasks 0 and 1: the pixels of its channels, w
-  // read and written; task 2: pixels and gradients, unit by unit.
-  const int64_t window = v.pixels(1);
-  const double accesses = v.task == 2
-      ? v.units() * (window + 4) * 4.0
-      : v.steps() * (window * v.part / v.unit() * 4.0 +
-                     v.kernel * v.wide() * v.bytes() / 4.0 * (v.back() ? 2.5 : 1.5));
-  const double widened = v.bytes() == 2 ? window * (v.task == 2 ? v.channels : v.part * v.steps())
-                                        : 0;
-  const double adds = v.task == 2 ? v.kernel * 4.0 * v.channels
-                                  : v.part * 4.0 * taps / (v.back() ? v.stride * v.stride : 1);
-  const double issued = 1.2 * (adds + widened) / 4;
-  const double busy = warps * std::max(accesses, issued);
-  const double one = std::max(busy, fetched / 20);
-  const double alone = 2500 + 6 * (adds + widened) / 4 + accesses;
-  const double on_each = double(blocks) / device.multiprocessors;
-  const double waves = std::max(1.0, on_each / resident);
-  const double rounds = waves < 4 ? std::ceil(waves - 1e-9) : waves;
-  return rounds * std::max(alone, std::min<double>(resident, std::max(1.0, on_each)) * one);
-}
-
-Tile best_tile(const Variant& v, const CudaProblem& p, const CudaDevice& device) {
-  const int64_t to_rows = v.back() ? p.in_rows : p.out_rows;
-  const int64_t to_quads = ceil_div(v.back() ? p.in_cols : p.out_cols, 4);
-  const int64_t most = v.threads() / v.sharers();
-  Tile best{0, 0, 0};
-  double least = 0;
-  for (int64_t parts = 1; parts <= to_quads; ++parts) {
-    const int64_t quads = ceil_div(to_quads, parts);
-    if (quads > most || quads > 32) continue;
-    if (quads < 4 && parts > 1 && best.rows) break;
-    for (int64_t rows = 1; rows <= std::min(most / quads, to_rows); ++rows) {
-      const int64_t groups_most = std::min<int64_t>({most / quads / rows, p.groups, 16});
-      for (int64_t groups = 1; groups <= groups_most; groups *= 2) {
-        const Tile tile{static_cast<int>(rows), static_cast<int>(quads), static_cast<int>(groups)};
-        const double cost = cycles(v, p, device, tile);
-        if (cost >= 0 && (!best.rows || cost < least)) {
-          best = tile;
-          least = cost;
-        }
-      }
-    }
-  }
-  return best;
-}
-
-bool aligned(const CudaOperand& of, int bytes, int elements, bool taps) {
-  return of.address % (int64_t(bytes) * elements) == 0 && of.batch % elements == 0 &&
-         of.channel % elements == 0 && of.row % elements == 0 && (!taps || of.tap % elements == 0);
-}
-
-// Columns that move together; 0 where the row is not contiguous.
-int columns_at_once(const CudaOperand& of, int bytes, int64_t cols, bool taps) {
-  if (of.col != 1) return 0;
-  for (int elements : {4, 2}) {
-    if (cols % elements == 0 && aligned(of, bytes, elements, taps)) return elements;
-  }
-  return 1;
-}
-
-bool channels_last(const CudaOperand& of, const Variant& v, const CudaProblem& p) {
-  const int64_t per_group = p.channels / p.groups;
-  return of.channel == 1 && (!p.interleaved || p.groups == 1 || per_group == 1) &&
-         per_group % v.unit() == 0 &&
-         of.address % 16 == 0 && of.batch % v.unit() == 0 && of.row % v.unit() == 0 &&
-         of.col % v.unit() == 0;
-}
-
-bool within_32_bits(const CudaOperand& of, int64_t channels, int64_t taps, int64_t rows,
-                    int64_t cols) {
-  for (int64_t stride : {of.channel, of.tap, of.row, of.col}) {
-    if (stride < 0 || stride >= kMost) return false;
-  }
-  return (channels + 64) * of.channel + taps * of.tap + (rows + 64) * of.row +
-         (cols + 64) * of.col < kMost;
-}
-
-bool choose_variant(const CudaProblem& p, Variant& v) {
-  if (p.storage == Storage::kDouble || p.kernel_h != p.kernel_w || p.stride_h != p.stride_w ||
-      p.dilation_h != p.dilation_w) {
-    return false;
-  }
-  v = Variant{};
-  v.task = static_cast<int>(p.task);
-  v.storage = static_cast<int>(p.storage);
-  v.kernel = static_cast<int>(p.kernel_h);
-  v.stride = static_cast<int>(p.stride_h);
-  v.dilation = static_cast<int>(p.dilation_h);
-  if ((p.kernel_h != 3 && p.kernel_h != 5 && p.kernel_h != 7) || p.stride_h > 2 ||
-      p.dilation_h > 2 || (v.back() && (p.pad_h != v.pad() || p.pad_w != v.pad()))) {
-    return false;
-  }
-  const int64_t per_group = p.channels / p.groups, taps = p.kernel_h * p.kernel_w;
-  const int64_t wasted_by_16 = ceil_div(per_group, 16) * 16, by_8 = ceil_div(per_group, 8) * 8;
-  v.channels = wasted_by_16 == by_8 ? 16 : 8;
-  v.part = 8;
-  const bool weight = v.task == 2;
-  const CudaOperand& other = weight ? p.kernel : p.target;   // the other map
-  const CudaOperand& kernels = weight ? p.target : p.kernel;
-  const int64_t source_rows = v.back() ? p.out_rows : p.in_rows;
-  const int64_t source_cols = v.back() ? p.out_cols : p.in_cols;
-  const int64_t other_rows = v.back() ? p.in_rows : p.out_rows;
-  const int64_t other_cols = v.back() ? p.in_cols : p.out_cols;
-  if (!within_32_bits(p.source, p.channels, 0, source_rows, source_cols) ||
-      !within_32_bits(other, p.channels, 0, other_rows, other_cols) ||
-      !within_32_bits(kernels, p.groups, taps, p.out_rows, p.out_cols)) {
-    return false;
-  }
-  v.source_vector = columns_at_once(p.source, v.bytes(), source_cols, false);
-  v.other_vector = columns_at_once(other, v.bytes(), other_cols, false);
-  v.kernel_vector = std::min(columns_at_once(kernels, v.bytes(), p.out_cols, true), v.wide());
-  v.source_last = !v.source_vector;
-  v.other_last = !v.other_vector;
-  v.kernels_last = !v.kernel_vector;
-  if ((v.source_last && !channels_last(p.source, v, p)) ||
-      (v.other_last && !channels_last(other, v, p)) || (v.kernels_last && kernels.tap != 1)) {
-    return false;
-  }
-  // One value for what is not used, so that equal kernels have equal options.
-  for (int* vector : {&v.source_vector, &v.other_vector, &v.kernel_vector}) {
-    *vector = std::max(*vector, 1);
-  }
-  return true;
-}
-
-std::string options(const Variant& v) {
-  const std::pair<const char*, int> all[] = {
-      {"BLOCKS", v.task == 2 ? 1 : 2}, {"CHANNELS", v.channels}, {"DILATION", v.dilation},
-      {"KERNEL", v.kernel}, {"KERNELS_LAST", v.kernels_last}, {"KERNEL_VECTOR", v.kernel_vector},
-      {"OTHER_LAST", v.other_last}, {"OTHER_VECTOR", v.other_vector}, {"PART", v.part},
-      {"SOURCE_LAST", v.source_last}, {"SOURCE_VECTOR", v.source_vector}, {"STAGES", kStages},
-      {"STORAGE", v.storage}, {"STRIDE", v.stride}, {"TASK", v.task}, {"THREADS", v.threads()}};
-  std::string text;
-  for (const auto& option : all) {
-    text += std::string(text.empty() ? "-D" : " -D") + option.first + '=' +
-            std::to_string(option.second);
-  }
-  return text;
-}
-
-std::vector<CudaLaunch> tiled(const CudaProblem& p, const Variant& v, const Tile& tile) {
+std::vector<CudaLaunch> tiled(const CudaProblem& p, const Variant& v, const Choice& choice) {
+  const Tile& tile = choice.tile;
   TiledParameters to{};
   const int64_t shared = lay_out(v, tile, p.pad_w, to);
   to.source = on_device(p.source);
@@ -336,7 +92,7 @@ std::vector<CudaLaunch> tiled(const CudaProblem& p, const Variant& v, const Tile
   for (const auto& size : sizes) *size.first = static_cast<int>(size.second);
   CudaLaunch launch;
   launch.source = "local_aggregation.cu";
-  launch.defines = options(v);
+  launch.defines = choice.options;
   launch.entry = "aggregate_tiled";
   const int64_t threads = int64_t(tile.rows) * tile.quads * tile.groups * v.sharers();
   launch.block = static_cast<unsigned>(ceil_div(threads, 32) * 32);
@@ -355,17 +111,105 @@ std::vector<CudaLaunch> tiled(const CudaProblem& p, const Variant& v, const Tile
   return launches;
 }
 
+std::mutex guard;
+std::map<TileKey, Tile> tuned;
+// Of a variant, sizes, batch and device.
+std::map<std::array<int64_t, 22>, Choice> chosen;
+
+Choice choose(const Variant& v, const CudaProblem& p, const CudaDevice& device) {
+  const TileKey key = tile_key(v, p);
+  std::array<int64_t, 22> all{p.batch, p.channels, v.part, v.other_last, v.kernels_last,
+                              v.source_vector, v.other_vector, v.kernel_vector, p.pad_w & 3,
+                              device.multiprocessors, device.shared_per_block,
+                              device.shared_per_multiprocessor};
+  std::copy(key.begin(), key.end(), all.begin() + 12);
+  const std::lock_guard<std::mutex> lock(guard);
+  const auto known = chosen.find(all);
+  if (known != chosen.end()) return known->second;
+  const auto wanted = tuned.find(key);
+  Choice choice{{0, 0, 0}, options(v)};
+  if (wanted != tuned.end() && cycles(v, p, device, wanted->second) >= 0) {
+    choice.tile = wanted->second;
+  } else {
+    const std::vector<Candidate> best = candidates(v, p, device);
+    if (!best.empty()) choice.tile = best.front().tile;
+  }
+  // Bounded, for inputs of ever new sizes.
+  if (chosen.size() > 4096) chosen.clear();
+  return chosen[all] = choice;
+}
+
+// Index of a word among names, or the number it is.
+template <size_t kCount>
+int64_t index_of(const std::string& word, const char* const (&names)[kCount]) {
+  const auto found = std::find(std::begin(names), std::end(names), word);
+  return found == std::end(names) ? -1 : found - std::begin(names);
+}
+
+std::pair<TileKey, Tile> parse_tile(const std::string& line, int number) {
+  const auto wrong = [&](const std::string& what) {
+    return std::invalid_argument("line " + std::to_string(number) + " of the tiles: " + what +
+                                 " in '" + line + "'");
+  };
+  std::istringstream words(line);
+  std::string task, storage, layout, rest;
+  TileKey key;
+  Tile tile;
+  if (!(words >> task >> storage >> key[2] >> key[3] >> key[4] >> layout >> key[6] >> key[7] >>
+        key[8] >> key[9] >> tile.rows >> tile.quads >> tile.groups) || words >> rest) {
+    throw wrong("expected 3 names and 10 numbers");
+  }
+  key[0] = index_of(task, kTasks);
+  key[1] = index_of(storage, kStorages);
+  key[5] = index_of(layout, kLayouts);
+  if (key[0] < 0) throw wrong("unknown task");
+  if (key[1] < 0 || key[1] == 1) throw wrong("unknown storage");
+  if (key[5] < 0) throw wrong("unknown layout");
+  for (int extent : {tile.rows, tile.quads, tile.groups}) {
+    if (extent < 1 || extent > 512) throw wrong("a tile's extent outside of 1 to 512");
+  }
+  return {key, tile};
+}
+
 }  // namespace
 
 std::vector<CudaLaunch> plan_cuda(const CudaProblem& problem, const CudaDevice& device) {
   Variant variant;
   if (choose_variant(problem, variant)) {
-    const Tile tile = best_tile(variant, problem, device);
-    if (tile.rows) return tiled(problem, variant, tile);
+    const Choice choice = choose(variant, problem, device);
+    if (choice.tile.rows) return tiled(problem, variant, choice);
   }
   return {general(problem, device)};
 }
 
-void set_cuda_tiles(const std::string&) {}
+void set_cuda_tiles(const std::string& text) {
+  std::map<TileKey, Tile> tiles;
+  std::istringstream lines(text);
+  std::string line;
+  for (int number = 1; std::getline(lines, line); ++number) {
+    line.resize(std::min(line.size(), line.find('#')));
+    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+    tiles.insert(parse_tile(line, number));
+  }
+  const std::lock_guard<std::mutex> lock(guard);
+  tuned = tiles;
+  chosen.clear();
+}
+
+std::vector<CudaTile> cuda_tiles(const CudaProblem& problem, const CudaDevice& device) {
+  Variant variant;
+  if (!choose_variant(problem, variant)) return {};
+  const TileKey key = tile_key(variant, problem);
+  std::vector<CudaTile> tiles;
+  for (const Candidate& one : candidates(variant, problem, device)) {
+    std::ostringstream line;
+    line << kTasks[key[0]] << ' ' << kStorages[key[1]] << ' ' << key[2] << ' ' << key[3] << ' '
+         << key[4] << ' ' << kLayouts[key[5]];
+    for (size_t i = 6; i < key.size(); ++i) line << ' ' << key[i];
+    line << "  " << one.tile.rows << ' ' << one.tile.quads << ' ' << one.tile.groups;
+    tiles.push_back({line.str(), one.cycles / 1700});
+  }
+  return tiles;
+}
 
 }  // namespace mmcontext

@@ -47,8 +47,22 @@ struct CudaLaunch {
 // ones do not.
 std::vector<CudaLaunch> plan_cuda(const CudaProblem& problem, const CudaDevice& device);
 
-// Tuned tiles in place of the built-in choice and of earlier ones. Throws std::invalid_argument
-// that names the line that is wrong.
+// Tuned tiles in place of the built-in choice and of earlier ones. A line is
+//   TASK STORAGE KERNEL STRIDE DILATION LAYOUT CHANNELS ROWS COLS GROUPS  TILE_ROWS QUADS TILE_GROUPS
+// for example "forward float32 7 1 1 planar 16 56 56 4  8 7 1": task forward, grad_input or
+// grad_weight; storage float32, bfloat16 or float16; layout of the source, planar or last;
+// CHANNELS of a group in a tile, 8 or 16; ROWS and COLS of the target; then the tile, in rows,
+// quads of 4 columns and groups. '#' begins a comment. A tile that a device has no room for is
+// passed over. Throws std::invalid_argument that names the line that is wrong.
 void set_cuda_tiles(const std::string& text);
+
+struct CudaTile {
+  std::string line;                              // as set_cuda_tiles takes it
+  double microseconds;                           // estimated by counting, at 1.7 GHz
+};
+
+// The tiles that a problem's kernel can have, best estimate first; empty where a general kernel
+// serves it.
+std::vector<CudaTile> cuda_tiles(const CudaProblem& problem, const CudaDevice& device);
 
 }  // namespace mmcontext

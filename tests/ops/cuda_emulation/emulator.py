@@ -36,11 +36,16 @@ def five_strides(tensor: Tensor, taps: bool) -> List[int]:
     return strides if taps else [*strides[:2], 0, *strides[2:]]
 
 
-def _compile(arguments: List[str], to: Path) -> Path:
-    if not to.exists():
+def _compile(arguments: List[str], folder: Path) -> ctypes.CDLL:
+    """Compile to a library named by the arguments and by all sources there are."""
+    sources = sorted(path for where in (CSRC, CSRC / 'cuda', HERE) for path in where.iterdir()
+                     if path.suffix in ('.cpp', '.cu', '.cuh', '.h'))
+    text = ' '.join(arguments) + ''.join(path.read_text() for path in sources)
+    library = folder / f'{hashlib.sha256(text.encode()).hexdigest()[:16]}.so'
+    if not library.exists():
         subprocess.run(['g++', '-std=c++17', '-O1', '-shared', '-fPIC', *arguments, '-o',
-                        str(to)], check=True)
-    return to
+                        str(library)], check=True)
+    return ctypes.CDLL(str(library))
 
 
 class Emulator:
@@ -54,13 +59,14 @@ class Emulator:
     def __init__(self, folder: Path, device: Tuple[int, int, int, int] = H200) -> None:
         self.folder, self.device = Path(folder), device
         self._kernels: Dict[Tuple[str, str, str], ctypes.CDLL] = {}
-        self._planner = ctypes.CDLL(str(_compile(
-            ['-Wall', '-Wextra', '-Werror', f'-I{CSRC}', str(CSRC / 'cuda_plan.cpp'),
-             str(HERE / 'planner.cpp')], self.folder / 'planner.so')))
+        self._planner = _compile(
+            ['-Wall', '-Wextra', '-Werror', f'-I{CSRC}', *map(str, sorted(CSRC.glob('cuda_*.cpp'))),
+             str(HERE / 'planner.cpp')], self.folder)
         for name in ('source', 'defines', 'entry'):
             getattr(self._planner, f'launch_{name}').restype = ctypes.c_char_p
         self._planner.launch_parameters.restype = ctypes.c_void_p
-        self._planner.set_tiles.restype = ctypes.c_char_p
+        self._planner.set_tiles.restype = self._planner.tile_line.restype = ctypes.c_char_p
+        self._planner.tile_microseconds.restype = ctypes.c_double
 
     def set_tiles(self, text: str) -> None:
         """Give the planner tuned tiles; raises ValueError with its message."""
@@ -68,18 +74,26 @@ class Emulator:
         if error:
             raise ValueError(error.decode())
 
-    def plan(self, task: str, source: Tensor, kernel: Tensor, target: Tensor,
-             channels_groups: Tuple[int, int], sizes: Tuple[int, int, int, int],
-             geometry: Tuple) -> List[Launch]:
-        """Launches for operands in the planner's order; geometry as local_aggregation's."""
+    def _numbers(self, task: str, source: Tensor, kernel: Tensor, target: Tensor,
+                 channels_groups: Tuple[int, int], sizes: Tuple[int, int, int, int],
+                 geometry: Tuple) -> ctypes.Array:
         numbers = [TASKS.index(task), STORAGES.index(source.dtype)]
         for tensor in (source, kernel, target):
             numbers += [tensor.data_ptr(), *five_strides(tensor, tensor.dim() == 5)]
         kernel_size, stride, padding, dilation, interleaved = geometry
         numbers += [source.shape[0], *channels_groups, *sizes, *kernel_size, *stride, *padding,
                     *dilation, int(interleaved), *self.device]
+        return (ctypes.c_longlong * len(numbers))(*numbers)
+
+    def plan(self, *problem) -> List[Launch]:
+        """Launches for a task and its operands in the planner's order.
+
+        Args:
+            problem: Task's name, source, kernel, target, (channels, groups), (rows, columns of
+                x, of y), geometry as local_aggregation's.
+        """
         launches = []
-        for i in range(self._planner.plan((ctypes.c_longlong * len(numbers))(*numbers))):
+        for i in range(self._planner.plan(self._numbers(*problem))):
             data = (ctypes.c_uint * 6)()
             self._planner.launch_sizes(i, data)
             launches.append(Launch(
@@ -88,6 +102,11 @@ class Emulator:
                 tuple(data[:3]), data[3], data[4],
                 ctypes.string_at(self._planner.launch_parameters(i), data[5])))
         return launches
+
+    def tiles(self, *problem) -> List[Tuple[str, float]]:
+        """Lines for set_tiles and estimated microseconds, best first; arguments as plan's."""
+        return [(self._planner.tile_line(i).decode(), self._planner.tile_microseconds(i))
+                for i in range(self._planner.list_tiles(self._numbers(*problem)))]
 
     def compile(self, launches: Iterable[Launch]) -> None:
         """Compile all distinct kernels of the launches, two at a time."""
@@ -98,11 +117,10 @@ class Emulator:
 
     def _compile_kernel(self, key: Tuple[str, str, str]) -> ctypes.CDLL:
         source, defines, entry = key
-        name = hashlib.sha256(' '.join(key).encode()).hexdigest()[:16] + '.so'
-        library = ctypes.CDLL(str(_compile(
+        library = _compile(
             ['-DMMCONTEXT_EMULATION', f'-DSOURCE="{source}"', f'-DENTRY={entry}',
              f'-DPARAMETERS={PARAMETERS[entry]}', *shlex.split(defines), f'-I{CSRC / "cuda"}',
-             f'-I{HERE}', str(HERE / 'machine.cpp')], self.folder / name)))
+             f'-I{HERE}', str(HERE / 'machine.cpp')], self.folder)
         library.launch.restype = ctypes.c_char_p
         return library
 

@@ -7,15 +7,14 @@
 namespace {
 
 std::vector<mmcontext::CudaLaunch> launches;
+std::vector<mmcontext::CudaTile> tiles;
 std::string error;
-
-}  // namespace
 
 // numbers: task, storage, three operands of six (address, batch, channel, tap, row, col), batch,
 // channels, groups, sizes of x and y, kernel, stride, padding, dilation, interleaved; then the
 // device's capability, multiprocessors, shared memory per block and per multiprocessor.
-extern "C" int plan(const long long* numbers) {
-  mmcontext::CudaProblem problem;
+void read(const long long* numbers, mmcontext::CudaProblem& problem,
+          mmcontext::CudaDevice& device) {
   problem.task = static_cast<mmcontext::Task>(*numbers++);
   problem.storage = static_cast<mmcontext::Storage>(*numbers++);
   for (mmcontext::CudaOperand* of : {&problem.source, &problem.kernel, &problem.target}) {
@@ -29,11 +28,29 @@ extern "C" int plan(const long long* numbers) {
     *to = *numbers++;
   }
   problem.interleaved = *numbers++ != 0;
-  const mmcontext::CudaDevice on{static_cast<int>(numbers[0]), static_cast<int>(numbers[1]),
-                                 numbers[2], numbers[3]};
-  launches = mmcontext::plan_cuda(problem, on);
+  device = {static_cast<int>(numbers[0]), static_cast<int>(numbers[1]), numbers[2], numbers[3]};
+}
+
+}  // namespace
+
+extern "C" int plan(const long long* numbers) {
+  mmcontext::CudaProblem problem;
+  mmcontext::CudaDevice device;
+  read(numbers, problem, device);
+  launches = mmcontext::plan_cuda(problem, device);
   return static_cast<int>(launches.size());
 }
+
+extern "C" int list_tiles(const long long* numbers) {
+  mmcontext::CudaProblem problem;
+  mmcontext::CudaDevice device;
+  read(numbers, problem, device);
+  tiles = mmcontext::cuda_tiles(problem, device);
+  return static_cast<int>(tiles.size());
+}
+
+extern "C" const char* tile_line(int i) { return tiles[i].line.c_str(); }
+extern "C" double tile_microseconds(int i) { return tiles[i].microseconds; }
 
 extern "C" const char* launch_source(int i) { return launches[i].source.c_str(); }
 extern "C" const char* launch_defines(int i) { return launches[i].defines.c_str(); }

@@ -1,4 +1,5 @@
 """The CUDA kernels and their planner on the CPU: numbers, addresses, barriers, tails."""
+import os
 import sys
 from pathlib import Path
 
@@ -44,46 +45,71 @@ TILED = [
 
 @pytest.fixture(scope='module')
 def emulator(tmp_path_factory) -> Emulator:
-    return Emulator(tmp_path_factory.mktemp('emulated'))
+    """Kernels compiled once per module, or once for all where a folder is given."""
+    folder = os.environ.get('MMCONTEXT_EMULATION_DIR')
+    return Emulator(Path(folder) if folder else tmp_path_factory.mktemp('emulated'))
 
 
-def solve(emulator: Emulator, case: Case, data: dict) -> dict:
-    """y, gx and gw of the emulated kernels, and the launches that made each."""
+def problems(case: Case, data: dict) -> dict:
+    """Name of the result -> arguments of Emulator.plan, the last but two being the output."""
     sizes = (*case.size[2:], *data['y'].shape[2:])
-    results = {}
-    for task, source, kernel, target, layout in (
+    return {
+        target: (task, data[source], data[kernel],
+                 gradient_like(data[target].shape, case, layout), (case.size[1], case.groups),
+                 sizes, case.geometry)
+        for task, source, kernel, target, layout in (
             ('forward', 'x', 'w', 'y', case.maps), ('grad_input', 'gy', 'w', 'gx', case.maps),
-            ('grad_weight', 'x', 'gy', 'gw', case.kernels)):
-        output = gradient_like(data[target].shape, case, layout)
-        launches = emulator.plan(task, data[source], data[kernel], output,
-                                 (case.size[1], case.groups), sizes, case.geometry)
-        results[target] = (output, launches, (data[source], data[kernel]))
-    emulator.compile(launch for _, launches, _ in results.values() for launch in launches)
-    for output, launches, reads in results.values():
-        emulator.run(launches, reads, [output])
-    return results
+            ('grad_weight', 'x', 'gy', 'gw', case.kernels))}
 
 
-def check(emulator: Emulator, case: Case) -> dict:
-    data = make(case)
-    results = solve(emulator, case, data)
-    for name, (output, _, _) in results.items():
-        torch.testing.assert_close(output.double(), data[name], **tolerance(case, data[name]),
+def check(emulator: Emulator, case: Case, data: dict) -> dict:
+    """Compare y, gx and gw with their references; the launches that made each."""
+    asked = problems(case, data)
+    launches = {name: emulator.plan(*problem) for name, problem in asked.items()}
+    emulator.compile(launch for some in launches.values() for launch in some)
+    for name, (_, source, kernel, target, *_) in asked.items():
+        emulator.run(launches[name], [source, kernel], [target])
+        torch.testing.assert_close(target.double(), data[name], **tolerance(case, data[name]),
                                    msg=lambda text, name=name: f'{name} of {case}: {text}')
-    return results
+    return launches
 
 
 @pytest.mark.parametrize('case', GENERAL, ids=str)
 def test_general_kernels(emulator, case):
-    results = check(emulator, case)
-    assert {launch.source for _, launches, _ in results.values() for launch in launches} == \
-        {'general.cu'}
+    launches = check(emulator, case, make(case))
+    assert {launch.source for some in launches.values() for launch in some} == {'general.cu'}
 
 
 @pytest.mark.parametrize('case', TILED, ids=str)
 def test_tiled_kernels(emulator, case):
-    results = check(emulator, case)
-    general = [name for name, (_, launches, _) in results.items()
-               if launches[0].source == 'general.cu']
+    launches = check(emulator, case, make(case))
+    general = [name for name, some in launches.items() if some[0].source == 'general.cu']
     # Gradients of x are tiled for the padding that keeps the size at stride 1.
     assert general == (['gx'] if case.padding[0] == 0 else [])
+
+
+def test_every_tile_gives_the_same(emulator):
+    case = square(FLOAT, (1, 48, 13, 20), 3, 7)
+    data = make(case)
+    lines = [emulator.tiles(*problem) for problem in problems(case, data).values()]
+    for i in range(0, min(map(len, lines)), 7):
+        emulator.set_tiles('\n'.join(some[i][0] for some in lines))
+        check(emulator, case, data)
+    emulator.set_tiles('')
+
+
+def test_tuned_tiles_are_used_and_checked(emulator):
+    case = square(FLOAT, (1, 32, 8, 16), 2, 7)
+    problem = problems(case, make(case))['y']
+    line = 'forward float32 7 1 1 planar 16 8 16 2  3 2 2'
+    emulator.set_tiles(f'# tuned\n\n{line} # by hand\n')
+    assert emulator.plan(*problem)[0].grid == (6, 1, 1)
+    emulator.set_tiles('')
+    assert emulator.plan(*problem)[0].grid != (6, 1, 1)
+    for wrong, complaint in ((line + ' 5', 'numbers'), (line.replace('7', 'x'), 'numbers'),
+                             (line.replace('forward', 'back'), 'task'),
+                             (line.replace('float32', 'float64'), 'storage'),
+                             (line.replace('planar', 'flat'), 'layout'),
+                             (line.replace('  3 2', '  0 2'), 'extent')):
+        with pytest.raises(ValueError, match=f'line 2 .*{complaint}'):
+            emulator.set_tiles(f'{line}\n{wrong}')
