@@ -12,7 +12,7 @@ from mmcontext.ops.local_aggregation import cuda
 from mmcontext.ops.native_library import UNAVAILABLE
 
 sys.path.insert(0, str(Path(__file__).parent / 'cuda_emulation'))
-from emulator import PARAMETERS, Emulator  # noqa: E402
+from emulator import Emulator  # noqa: E402
 
 KERNEL = ('general.cu', '-DSTORAGE=0 -DTASK=0')
 LAUNCHER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, *[ctypes.c_uint] * 7, ctypes.c_void_p,
@@ -89,7 +89,7 @@ def emulator(tmp_path_factory):
 @pytest.fixture
 def emulated(emulator, monkeypatch):
     """Launches of the backend 'null' run on the CPU; the list of kernels launched."""
-    handles, launched = [], []
+    handles, launched, failures, libraries = [], [], [], {}
 
     def handle(*kernel):
         if kernel not in handles:
@@ -99,13 +99,118 @@ def emulated(emulator, monkeypatch):
     def launch(function, grid_x, grid_y, grid_z, block, _y, _z, shared, _stream, arguments, _):
         kernel = handles[function - 1]
         launched.append(kernel)
-        emulator.compile_kernels([kernel])
-        return emulator.launch(kernel, (grid_x, grid_y, grid_z), block, shared, arguments[0])
+        if kernel not in libraries:
+            libraries[kernel] = emulator._compile_kernel(kernel)
+        everything = (ctypes.c_ulonglong * 6)(0, 2**64 - 1, 0, 0, 2**64 - 1, 1)
+        size = libraries[kernel].parameter_size
+        size.restype = ctypes.c_ulonglong
+        error = libraries[kernel].launch(
+            (ctypes.c_uint * 3)(grid_x, grid_y, grid_z), block, shared,
+            ctypes.c_void_p(arguments[0]), ctypes.c_ulonglong(size()), everything, 2)
+        failures.append(error)
+        return 1 if error else 0
 
     address = LAUNCHER(launch)
     monkeypatch.setattr(cuda, 'host_function', handle)
     torch.ops.mmcontext_native.forget_kernels(cuda.HOST)
     torch.ops.mmcontext_native.set_host_launcher(ctypes.cast(address, ctypes.c_void_p).value)
     yield launched
+    assert not any(failures)
     torch.ops.mmcontext_native.set_host_launcher(0)
     torch.ops.mmcontext_native.forget_kernels(cuda.HOST)
+
+
+def _gradients(backend, x, w, cotangent, **geometry):
+    x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
+    y = local_aggregation(x, w, **geometry, backend=backend)
+    return (y, *torch.autograd.grad(y, (x, w), cotangent))
+
+
+@needs_library
+@pytest.mark.parametrize('share', ['block', 'interleaved'])
+def test_operator_with_emulated_kernels_equals_the_reference(emulated, share):
+    geometry = dict(kernel_size=3, padding=1, share=share)
+    x, w, cotangent = torch.randn(2, 16, 6, 8), torch.randn(2, 2, 9, 6, 8), torch.randn(2, 16, 6, 8)
+    expected = _gradients('reference', x.double(), w.double(), cotangent.double(), **geometry)
+    for actual, wanted in zip(_gradients('null', x, w, cotangent, **geometry), expected):
+        torch.testing.assert_close(actual.double(), wanted, rtol=1e-5, atol=1e-5)
+    assert [(source, f'-DTASK={task}' in defines) for task, (source, defines, _) in
+            enumerate(emulated)] == [('local_aggregation.cu', True)] * 3
+
+
+@needs_library
+def test_derivatives_with_emulated_kernels(emulated):
+    x = torch.randn(1, 2, 4, 3, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(1, 1, 6, 3, 2, dtype=torch.float64, requires_grad=True)
+
+    def function(x, w):
+        return local_aggregation(x, w, (2, 3), stride=(1, 2), padding=(0, 1), backend='null')
+
+    assert torch.autograd.gradcheck(function, (x, w))
+    assert torch.autograd.gradgradcheck(function, (x, w), fast_mode=True)
+    assert {source for source, *_ in emulated} == {'general.cu'}
+
+
+@needs_library
+def test_expanded_gradients_are_laid_out_first(emulated):
+    x, w = torch.randn(1, 8, 5, 8, requires_grad=True), torch.randn(1, 1, 9, 5, 8)
+    local_aggregation(x, w, 3, padding=1, backend='null').sum().backward()
+    expected, = torch.autograd.grad(local_aggregation(x, w, 3, padding=1).sum(), x)
+    torch.testing.assert_close(x.grad, expected, rtol=1e-5, atol=1e-5)
+    assert 'general.cu' not in {source for source, *_ in emulated}
+
+
+@needs_library
+def test_a_launch_that_fails_says_which(emulated):
+    torch.ops.mmcontext_native.set_host_launcher(
+        ctypes.cast(FAILING, ctypes.c_void_p).value)
+    with pytest.raises(RuntimeError, match='does not launch general.cu .*error 700'):
+        local_aggregation(torch.randn(1, 1, 3, 3).double(), torch.randn(1, 1, 1, 3, 3).double(), 1,
+                          backend='null')
+
+
+FAILING = LAUNCHER(lambda *arguments: 700)
+
+
+@needs_library
+def test_without_a_launcher_nothing_runs_and_reasons_are_given():
+    x, w = torch.randn(1, 4, 5, 5), torch.randn(1, 1, 9, 5, 5)
+    assert local_aggregation(x, w, 3, padding=1, backend='null').shape == x.shape
+    answer = explain(x, w, 3, padding=1)
+    assert answer['chosen'] == 'native' and 'cuda' in answer['refused']
+    assert explain(x, w, 3, padding=1, backend='null')['chosen'] == 'null'
+    with pytest.raises(RuntimeError, match="'cuda' cannot serve .* the tensors are on cpu"):
+        local_aggregation(x, w, 3, padding=1, backend='cuda')
+
+
+@needs_library
+@pytest.mark.parametrize('op, operands, complaint', [
+    ('local_aggregation', ((1, 4, 5, 5), (1, 1, 9, 5, 4)), 'output of 5 x 4 does not follow'),
+    ('local_aggregation', ((1, 4, 5, 5), (1, 3, 9, 5, 5)), '3 groups'),
+    ('local_aggregation', ((2, 4, 5, 5), (1, 1, 9, 5, 5)), 'w has the shape'),
+    ('local_aggregation_grad_input', ((1, 4, 4, 5), (1, 1, 9, 5, 5), [5, 5]), 'gradient of the'),
+    ('local_aggregation_grad_weight', ((1, 4, 5, 5), (1, 3, 5, 5), 1), 'gradient of the output'),
+])
+def test_operators_refuse_sizes_that_reach_beyond_a_tensor(op, operands, complaint):
+    operands = [torch.zeros(value) if isinstance(value, tuple) else value for value in operands]
+    with pytest.raises(ValueError, match=complaint):
+        getattr(torch.ops.mmcontext, op)(*operands, (3, 3), (1, 1), (1, 1), (1, 1), False, '')
+
+
+@needs_library
+def test_backward_needs_the_kernels_that_forward_announced(emulated, monkeypatch):
+    announced = []
+    monkeypatch.setattr(cuda, 'expected_on_host', lambda *kernel: announced.append(kernel))
+    x = torch.randn(1, 16, 6, 8).to(memory_format=torch.channels_last).requires_grad_()
+    w = torch.randn(1, 18, 3, 4).to(memory_format=torch.channels_last).unflatten(1, (2, 9))
+    w.requires_grad_()
+    y = local_aggregation(x, w, 3, stride=2, padding=1, backend='null')
+    y.backward(torch.ones_like(y))
+    assert [kernel[:2] for kernel in emulated[1:]] == announced
+
+
+@needs_library
+def test_tiles_are_checked_by_line():
+    with pytest.raises(ValueError, match='line 2'):
+        cuda.set_tiles('# comment\nforward float32 7')
+    cuda.set_tiles('')

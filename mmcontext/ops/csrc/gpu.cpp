@@ -73,20 +73,43 @@ Gpu& gpu(int64_t device) {
   return *gpus.emplace(device, std::move(made)).first->second;
 }
 
-void* function_of(Gpu& there, int64_t device, const CudaLaunch& launch) {
-  const std::string key = launch.source + ' ' + launch.defines;
-  {
-    std::shared_lock<std::shared_mutex> lock(there.mutex);
-    const auto found = there.functions.find(key);
-    if (found != there.functions.end()) return found->second;
+std::string key_of(const CudaLaunch& launch) { return launch.source + ' ' + launch.defines; }
+
+// Null where it has not been built.
+void* known_function(Gpu& there, const CudaLaunch& launch) {
+  std::shared_lock<std::shared_mutex> lock(there.mutex);
+  const auto found = there.functions.find(key_of(launch));
+  return found == there.functions.end() ? nullptr : found->second;
+}
+
+// Has the kernels of a new forward pass' gradients compiled behind it: the backward pass will
+// ask for them next, laid out as the operands are.
+void expect_gradients(Gpu& there, int64_t device, const CudaProblem& forward) {
+  using Expect = void(c10::string_view, c10::string_view, int64_t);
+  static const auto expect = c10::Dispatcher::singleton()
+      .findSchemaOrThrow("mmcontext_native::expect_kernel", "").typed<Expect>();
+  CudaProblem of_x = forward, of_w = forward;
+  of_x.task = Task::kGradInput;
+  std::swap(of_x.source, of_x.target);
+  of_w.task = Task::kGradWeight;
+  std::swap(of_w.kernel, of_w.target);
+  for (const CudaProblem& problem : {of_x, of_w}) {
+    for (const CudaLaunch& launch : plan_cuda(problem, there.limits)) {
+      if (known_function(there, launch) == nullptr) {
+        expect.call(launch.source, launch.defines, device);
+      }
+    }
   }
+}
+
+void* build(Gpu& there, int64_t device, const CudaLaunch& launch) {
   using Build = int64_t(c10::string_view, c10::string_view, c10::string_view, int64_t);
-  static const auto build = c10::Dispatcher::singleton()
+  static const auto ask = c10::Dispatcher::singleton()
       .findSchemaOrThrow("mmcontext_native::build_kernel", "").typed<Build>();
   void* const function = reinterpret_cast<void*>(
-      build.call(launch.source, launch.defines, launch.entry, device));
+      ask.call(launch.source, launch.defines, launch.entry, device));
   std::unique_lock<std::shared_mutex> lock(there.mutex);
-  return there.functions.emplace(key, function).first->second;
+  return there.functions.emplace(key_of(launch), function).first->second;
 }
 
 void* stream_of(int64_t device) {
@@ -167,9 +190,14 @@ void run_on_gpu(Task task, const Tensor& source, const Tensor& kernel, const Ten
   const Tensor map = dense(source);
   const Tensor kernels = task == Task::kGradWeight ? dense(kernel) : kernel;
   void* const stream = on_host ? nullptr : stream_of(device);
-  for (const CudaLaunch& one :
-       plan_cuda(problem_of(task, map, kernels, target, geometry), there.limits)) {
-    launch(there, device, function_of(there, device, one), stream, one);
+  const CudaProblem problem = problem_of(task, map, kernels, target, geometry);
+  for (const CudaLaunch& one : plan_cuda(problem, there.limits)) {
+    void* function = known_function(there, one);
+    if (function == nullptr) {
+      if (task == Task::kForward) expect_gradients(there, device, problem);
+      function = build(there, device, one);
+    }
+    launch(there, device, function, stream, one);
   }
 }
 
@@ -181,6 +209,7 @@ TORCH_LIBRARY_FRAGMENT(mmcontext_native, m) {
   // cuCtxSetCurrent and aoti_torch_get_current_cuda_stream (or 0).
   m.def("prepare_gpu(int device) -> (str, int[])");
   m.def("build_kernel(str source, str defines, str entry, int device) -> int");
+  m.def("expect_kernel(str source, str defines, int device) -> ()");
   m.def("current_stream(int device) -> int");
   m.def("gpu_refusal(int device) -> str",
         [](int64_t device) { return mmcontext::gpu_refusal(device); });

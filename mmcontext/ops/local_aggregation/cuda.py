@@ -9,7 +9,6 @@ import concurrent.futures
 import functools
 import os
 import pathlib
-import re
 import threading
 from typing import Callable, Dict, List, Optional, Tuple
 
@@ -25,9 +24,11 @@ _SOURCES = pathlib.Path(__file__).resolve().parent.parent / 'csrc/cuda'
 # The CPU in place of a GPU: launches are planned as on an H100 and not made, but for tests that
 # name a launcher (``set_host_launcher``) and handles for it.
 HOST = -1
-host_function: Callable[[str, str, str], int] = lambda source, defines, entry: 0
+host_function: Callable[[str, str, str], int] = lambda source, defines, entry: 1
+expected_on_host: Callable[[str, str], None] = lambda source, defines: None
 _HOST_LIMITS = cuda_driver.Limits(90, 132, 232448, 233472)
 _OLDEST_CAPABILITY = 70
+TILES_VARIABLE = 'MMCONTEXT_CUDA_TILES'
 
 _compilations = 0
 _images: Dict[Tuple[str, str, str], 'concurrent.futures.Future[bytes]'] = {}
@@ -52,6 +53,15 @@ def set_tiles(text: str) -> None:
     if UNAVAILABLE:
         raise RuntimeError(UNAVAILABLE)
     torch.ops.mmcontext_native.set_cuda_tiles(text)
+
+
+@functools.lru_cache(maxsize=None)
+def _read_tiles() -> None:
+    """Take the tuned tiles of the file that the environment names, else those of the package."""
+    named = os.environ.get(TILES_VARIABLE)
+    path = pathlib.Path(named) if named else _SOURCES / 'tiles.txt'
+    if named or path.exists():
+        set_tiles(path.read_text())
 
 
 @functools.lru_cache(maxsize=None)
@@ -95,11 +105,6 @@ def _image(source: str, defines: str, target: str) -> 'concurrent.futures.Future
         return _images[key]
 
 
-def _siblings(defines: str) -> List[str]:
-    """The same kernel for the other two of the three tasks, which training will need next."""
-    return [re.sub(r'-DTASK=\d', f'-DTASK={task}', defines) for task in range(3)]
-
-
 def _refusal(device: int) -> str:
     """Why the kernels cannot run on a GPU, empty where they can."""
     if torch.version.hip:
@@ -123,6 +128,7 @@ def _prepare_gpu(device: int) -> Tuple[str, List[int]]:
     reason = _refusal(device)
     if reason:
         return reason, []
+    _read_tiles()
     driver = cuda_driver.driver()
     return '', [*driver.limits(device), driver.context(device), driver.address('cuLaunchKernel'),
                 driver.address('cuCtxSetCurrent'), cuda_driver.stream_function()]
@@ -134,11 +140,17 @@ def _build_kernel(source: str, defines: str, entry: str, device: int) -> int:
         return host_function(source, defines, entry)
     driver = cuda_driver.driver()
     limits = driver.limits(device)
-    target = nvrtc.compiler().target(limits.capability)
-    wanted = _image(source, defines, target)
-    for other in _siblings(defines):
-        _image(source, other, target)
-    return driver.load(wanted.result(), entry, driver.context(device), limits.shared_per_block)
+    image = _image(source, defines, nvrtc.compiler().target(limits.capability)).result()
+    return driver.load(image, entry, driver.context(device), limits.shared_per_block)
+
+
+def _expect_kernel(source: str, defines: str, device: int) -> None:
+    """Begin to compile a kernel that will be asked for soon."""
+    if device == HOST:
+        expected_on_host(source, defines)
+    else:
+        capability = cuda_driver.driver().limits(device).capability
+        _image(source, defines, nvrtc.compiler().target(capability))
 
 
 def _current_stream(device: int) -> int:
@@ -173,5 +185,6 @@ class NullBackend(CompiledBackend):
 if not UNAVAILABLE:
     _LIBRARY = torch.library.Library('mmcontext_native', 'IMPL')
     for _name, _function in (('prepare_gpu', _prepare_gpu), ('build_kernel', _build_kernel),
+                             ('expect_kernel', _expect_kernel),
                              ('current_stream', _current_stream)):
         _LIBRARY.impl(_name, _function, 'CompositeExplicitAutograd')

@@ -36,3 +36,5 @@ extern "C" const char* launch(const unsigned* grid, unsigned block, unsigned sha
   error = m.error;
   return error.empty() ? nullptr : error.c_str();
 }
+
+extern "C" unsigned long long parameter_size() { return sizeof(mmcontext::PARAMETERS); }
