@@ -128,7 +128,7 @@ double cycles(const Variant& v, const CudaProblem& p, const CudaDevice& device, 
                         tile.groups * v.units();
   if (items > 65535) return -1;
   const int64_t resident = std::min<int64_t>(
-      {device.shared_per_multiprocessor / (shared + 1024), 65536 / 128 / 32 / warps, 32});
+      {device.shared_per_multiprocessor / (shared + 1024), 65536 / v.registers() / 32 / warps, 32});
   if (resident < 1) return -1;
   const int64_t to_rows = v.back() ? p.in_rows : p.out_rows;
   const int64_t to_cols = v.back() ? p.in_cols : p.out_cols;
