@@ -57,13 +57,13 @@ CudaLaunch general(const CudaProblem& p, const CudaDevice& device) {
 
 constexpr const char* kTasks[] = {"forward", "grad_input", "grad_weight"};
 constexpr const char* kStorages[] = {"float32", "float64", "bfloat16", "float16"};
-constexpr const char* kLayouts[] = {"planar", "last"};
+constexpr const char* kLayouts[] = {"planar", "last", "mixed"};
 
 // Task, storage, kernel, stride, dilation, layout, channels, rows, columns, groups.
 using TileKey = std::array<int64_t, 10>;
 
 TileKey tile_key(const Variant& v, const CudaProblem& p) {
-  return {v.task, v.storage, v.kernel, v.stride, v.dilation, v.source_last, v.channels,
+  return {v.task, v.storage, v.kernel, v.stride, v.dilation, v.source_layout, v.channels,
           v.back() ? p.in_rows : p.out_rows, v.back() ? p.in_cols : p.out_cols, p.groups};
 }
 
@@ -118,7 +118,7 @@ std::map<std::array<int64_t, 22>, Choice> chosen;
 
 Choice choose(const Variant& v, const CudaProblem& p, const CudaDevice& device) {
   const TileKey key = tile_key(v, p);
-  std::array<int64_t, 22> all{p.batch, p.channels, v.part, v.other_last, v.kernels_last,
+  std::array<int64_t, 22> all{p.batch, p.channels, v.part, v.other_layout, v.kernels_last,
                               v.source_vector, v.other_vector, v.kernel_vector, p.pad_w & 3,
                               device.multiprocessors, device.shared_per_block,
                               device.shared_per_multiprocessor};
@@ -128,7 +128,8 @@ Choice choose(const Variant& v, const CudaProblem& p, const CudaDevice& device) 
   if (known != chosen.end()) return known->second;
   const auto wanted = tuned.find(key);
   Choice choice{{0, 0, 0}, options(v)};
-  if (wanted != tuned.end() && cycles(v, p, device, wanted->second) >= 0) {
+  if (wanted != tuned.end() && wanted->second.groups % v.groups_at_once() == 0 &&
+      cycles(v, p, device, wanted->second) >= 0) {
     choice.tile = wanted->second;
   } else {
     const std::vector<Candidate> best = candidates(v, p, device);

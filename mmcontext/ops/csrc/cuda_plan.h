@@ -50,7 +50,8 @@ std::vector<CudaLaunch> plan_cuda(const CudaProblem& problem, const CudaDevice& 
 // Tuned tiles in place of the built-in choice and of earlier ones. A line is
 //   TASK STORAGE KERNEL STRIDE DILATION LAYOUT CHANNELS ROWS COLS GROUPS  TILE_ROWS QUADS TILE_GROUPS
 // for example "forward float32 7 1 1 planar 16 56 56 4  8 7 1": task forward, grad_input or
-// grad_weight; storage float32, bfloat16 or float16; layout of the source, planar or last;
+// grad_weight; storage float32, bfloat16 or float16; layout of the source,
+// planar, last or mixed (channels-last with interleaved groups);
 // CHANNELS of a group in a tile, 8 or 16; ROWS and COLS of the target; then the tile, in rows,
 // quads of 4 columns and groups. '#' begins a comment. A tile that a device has no room for is
 // passed over. Throws std::invalid_argument that names the line that is wrong.

@@ -11,14 +11,13 @@ constexpr int64_t kMost = int64_t(1) << 31;    // elements of a sample that 32 b
 constexpr int kStages = 3;                     // kernel rows of w in shared memory
 
 Divisor divisor(int64_t by) {
-  const uint64_t factor = by == 1 ? 0 : ((uint64_t(1) << 32) + by - 1) / by;
-  return {static_cast<int>(by), static_cast<unsigned>(factor)};
+  return {static_cast<int>(by), static_cast<unsigned>(ceil_div(int64_t(1) << 31, by))};
 }
 
 // Tile in shared memory of `quads` x `rows` quads whose first pixels are `step` apart and whose
 // rows are `row_step` apart: pitches such that neighbouring quads, over the ends of rows and
 // groups too, lie in different banks.
-MapTile map_tile(const Variant& v, bool last, int rows, int pixels, int step, int row_step,
+MapTile map_tile(const Variant& v, int layout, int rows, int pixels, int step, int row_step,
                  const Tile& tile, int64_t first_col) {
   MapTile to{};
   to.rows = rows;
@@ -32,10 +31,12 @@ MapTile map_tile(const Variant& v, bool last, int rows, int pixels, int step, in
   };
   to.row_pitch = bumped(pixels * v.units() + (pixels - 1) / step, row_step,
                         advance * tile.quads);
-  to.group_pitch = bumped(rows * to.row_pitch, 1, advance * tile.quads * tile.rows);
+  to.group_pitch = v.groups_inside()
+      ? bumped(rows * to.row_pitch, 1, tile.groups < 8 ? 8 / tile.groups : 1)
+      : bumped(rows * to.row_pitch, 1, advance * tile.quads * tile.rows);
   const bool aligned = tile.quads * step % 4 == 0;
   const int before = aligned ? static_cast<int>(first_col & 3) : 3;
-  to.blocks = divisor(last ? pixels : (before + pixels + 3) / 4);
+  to.blocks = divisor(layout ? pixels : (before + pixels + 3) / 4);
   to.lines = divisor(rows);
   return to;
 }
@@ -54,12 +55,27 @@ int columns_at_once(const CudaOperand& of, int bytes, int64_t cols, bool taps) {
   return 1;
 }
 
-bool channels_last(const CudaOperand& of, const Variant& v, const CudaProblem& p) {
+// Layout of a map and what moves together: columns, or groups. False where no loader knows it.
+bool layout_of(const CudaOperand& of, const Variant& v, const CudaProblem& p, int64_t cols,
+               int& layout, int& vector) {
+  layout = kPlanar;
+  vector = columns_at_once(of, v.bytes(), cols, false);
+  if (vector) return true;
+  const auto divides = [&](int elements) {
+    return of.address % (uint64_t(v.bytes()) * elements) == 0 && of.batch % elements == 0 &&
+           of.row % elements == 0 && of.col % elements == 0;
+  };
   const int64_t per_group = p.channels / p.groups;
-  return of.channel == 1 && (!p.interleaved || p.groups == 1 || per_group == 1) &&
-         per_group % v.unit() == 0 &&
-         of.address % 16 == 0 && of.batch % v.unit() == 0 && of.row % v.unit() == 0 &&
-         of.col % v.unit() == 0;
+  if (of.channel != 1) return false;
+  if (!p.interleaved || p.groups == 1 || per_group == 1) {
+    layout = kLast;
+    vector = 1;
+    return per_group % v.unit() == 0 && divides(v.unit());
+  }
+  layout = kMixed;
+  vector = v.unit();
+  while (vector > 1 && (p.groups % vector || !divides(vector))) vector /= 2;
+  return true;
 }
 
 bool within_32_bits(const CudaOperand& of, int64_t channels, int64_t taps, int64_t rows,
@@ -79,19 +95,22 @@ int64_t lay_out(const Variant& v, const Tile& tile, int64_t pad_w, TiledParamete
   to.tile_groups = tile.groups;
   const int first = v.back() ? -((v.dilation * (v.kernel - 1) - v.pad()) / v.stride)
                              : -static_cast<int>(pad_w & 3);
-  to.map = map_tile(v, v.source_last, v.rows(tile.rows), v.pixels(tile.quads), v.quad(),
+  to.map = map_tile(v, v.source_layout, v.rows(tile.rows), v.pixels(tile.quads), v.quad(),
                     v.back() ? 1 : v.stride, tile, first);
   to.units = divisor(tile.groups * v.units());
   to.kernel_offset = 16 * tile.groups * to.map.group_pitch;
   if (v.task == 2) {
-    to.gradient = map_tile(v, v.other_last, tile.rows, 4 * tile.quads, 4, 1, tile, 0);
+    to.gradient = map_tile(v, v.other_layout, tile.rows, 4 * tile.quads, 4, 1, tile, 0);
     return to.kernel_offset + 16 * tile.groups * to.gradient.group_pitch;
   }
   const int quads = tile.quads + (v.back() ? 1 : 0);
   to.piece_cols = divisor(quads * v.wide() / v.kernel_vector);
   to.piece_rows = divisor(tile.rows);
-  to.wide_pitch = quads * v.wide();
-  to.tap_pitch = tile.groups * tile.rows * to.wide_pitch;
+  const bool inside = v.groups_inside();
+  to.quad_pitch = inside ? tile.groups * v.wide() : v.wide();
+  to.line_pitch = quads * to.quad_pitch;
+  to.group_pitch = inside ? v.wide() : tile.rows * to.line_pitch;
+  to.tap_pitch = tile.groups * tile.rows * quads * v.wide();
   to.stage_pitch = v.kernel * to.tap_pitch;
   return to.kernel_offset + int64_t(kStages) * to.stage_pitch * v.bytes();
 }
@@ -109,7 +128,7 @@ double cycles(const Variant& v, const CudaProblem& p, const CudaDevice& device, 
                         tile.groups * v.units();
   if (items > 65535) return -1;
   const int64_t resident = std::min<int64_t>(
-      {device.shared_per_multiprocessor / (shared + 1024), 65536 / 128 / 32 / warps, 32});
+      {device.shared_per_multiprocessor / (shared + 1024), 65536 / v.registers() / 32 / warps, 32});
   if (resident < 1) return -1;
   const int64_t to_rows = v.back() ? p.in_rows : p.out_rows;
   const int64_t to_cols = v.back() ? p.in_cols : p.out_cols;
@@ -155,7 +174,7 @@ std::vector<Candidate> candidates(const Variant& v, const CudaProblem& p,
     before = quads;
     for (int64_t rows = 1; rows <= std::min(most / quads, to_rows); ++rows) {
       const int64_t groups_most = std::min(most / quads / rows, p.groups);
-      for (int64_t groups = 1; groups <= groups_most; groups *= 2) {
+      for (int64_t groups = v.groups_at_once(); groups <= groups_most; groups *= 2) {
         const Tile tile{static_cast<int>(rows), static_cast<int>(quads), static_cast<int>(groups)};
         const double cost = cycles(v, p, device, tile);
         if (cost >= 0) all.push_back({tile, cost});
@@ -200,20 +219,14 @@ bool choose_variant(const CudaProblem& p, Variant& v) {
       !within_32_bits(kernels, p.groups, taps, p.out_rows, p.out_cols)) {
     return false;
   }
-  v.source_vector = columns_at_once(p.source, v.bytes(), source_cols, false);
-  v.other_vector = columns_at_once(other, v.bytes(), other_cols, false);
-  v.kernel_vector = std::min(columns_at_once(kernels, v.bytes(), p.out_cols, true), v.wide());
-  v.source_last = !v.source_vector;
-  v.other_last = !v.other_vector;
-  v.kernels_last = !v.kernel_vector;
-  if ((v.source_last && !channels_last(p.source, v, p)) ||
-      (v.other_last && !channels_last(other, v, p)) || (v.kernels_last && kernels.tap != 1)) {
+  if (!layout_of(p.source, v, p, source_cols, v.source_layout, v.source_vector) ||
+      !layout_of(other, v, p, other_cols, v.other_layout, v.other_vector)) {
     return false;
   }
-  // One value for what is not used, so that equal kernels have equal options.
-  for (int* vector : {&v.source_vector, &v.other_vector, &v.kernel_vector}) {
-    *vector = std::max(*vector, 1);
-  }
+  v.kernel_vector = std::min(columns_at_once(kernels, v.bytes(), p.out_cols, true), v.wide());
+  v.kernels_last = !v.kernel_vector;
+  if (v.kernels_last && kernels.tap != 1) return false;
+  v.kernel_vector = std::max(v.kernel_vector, 1);
   return true;
 }
 
@@ -221,8 +234,8 @@ std::string options(const Variant& v) {
   const std::pair<const char*, int> all[] = {
       {"BLOCKS", v.task == 2 ? 1 : 2}, {"CHANNELS", v.channels}, {"DILATION", v.dilation},
       {"KERNEL", v.kernel}, {"KERNELS_LAST", v.kernels_last}, {"KERNEL_VECTOR", v.kernel_vector},
-      {"OTHER_LAST", v.other_last}, {"OTHER_VECTOR", v.other_vector}, {"PART", v.part},
-      {"SOURCE_LAST", v.source_last}, {"SOURCE_VECTOR", v.source_vector}, {"STAGES", kStages},
+      {"OTHER_LAYOUT", v.other_layout}, {"OTHER_VECTOR", v.other_vector}, {"PART", v.part},
+      {"SOURCE_LAYOUT", v.source_layout}, {"SOURCE_VECTOR", v.source_vector}, {"STAGES", kStages},
       {"STORAGE", v.storage}, {"STRIDE", v.stride}, {"TASK", v.task}, {"THREADS", v.threads()}};
   std::string text;
   for (const auto& option : all) {

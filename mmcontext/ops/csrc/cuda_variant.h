@@ -1,6 +1,7 @@
 // The tiled CUDA kernels as the planner sees them: what is compiled in, what a tile costs.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -14,10 +15,14 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr int64_t kBatches = 65535;              // of one launch: the grid's second or third side
 
+// Layouts of a map, as in cuda/tile.cuh.
+constexpr int kPlanar = 0, kLast = 1, kMixed = 2;
+
 // What is compiled into a tiled kernel, and what follows from it.
 struct Variant {
   int task, storage, kernel, stride, dilation, channels, part;
-  bool source_last, other_last, kernels_last;
+  int source_layout, other_layout;     // kPlanar, kLast, kMixed
+  bool kernels_last;
   int source_vector, other_vector, kernel_vector;
 
   bool back() const { return task == 1; }
@@ -29,7 +34,16 @@ struct Variant {
   int pad() const { return dilation * (kernel - 1) / 2; }
   // Threads that a quad has: parts of its channels, or rows of taps.
   int sharers() const { return task == 2 ? kernel : channels / part; }
+  // Of a thread, at most, as ptxas counts them (tools/benchmarks/inspect_kernels.py).
+  int registers() const { return task == 2 ? 112 : bytes() == 4 ? 104 : 80; }
   int threads() const { return task == 2 ? 512 : 256; }
+  // Groups of a block are a multiple of this.
+  int groups_at_once() const {
+    return std::max(source_layout == kMixed ? source_vector : 1,
+                    other_layout == kMixed ? other_vector : 1);
+  }
+  // Neighbouring threads have neighbouring groups.
+  bool groups_inside() const { return task != 2 && other_layout == kMixed; }
   int steps() const {
     const int step = back() && dilation % stride ? stride : 1;
     return (kernel + step - 1) / step;

@@ -36,16 +36,16 @@ def five_strides(tensor: Tensor, taps: bool) -> List[int]:
     return strides if taps else [*strides[:2], 0, *strides[2:]]
 
 
-def _compile(arguments: List[str], folder: Path) -> ctypes.CDLL:
+def _compile(arguments: List[str], folder: Path, mode: int = ctypes.DEFAULT_MODE) -> ctypes.CDLL:
     """Compile to a library named by the arguments and by all sources there are."""
     sources = sorted(path for where in (CSRC, CSRC / 'cuda', HERE) for path in where.iterdir()
                      if path.suffix in ('.cpp', '.cu', '.cuh', '.h'))
     text = ' '.join(arguments) + ''.join(path.read_text() for path in sources)
     library = folder / f'{hashlib.sha256(text.encode()).hexdigest()[:16]}.so'
     if not library.exists():
-        subprocess.run(['g++', '-std=c++17', '-O1', '-shared', '-fPIC', *arguments, '-o',
+        subprocess.run(['g++', '-std=c++17', '-O0', '-shared', '-fPIC', *arguments, '-o',
                         str(library)], check=True)
-    return ctypes.CDLL(str(library))
+    return ctypes.CDLL(str(library), mode)
 
 
 class Emulator:
@@ -58,6 +58,9 @@ class Emulator:
 
     def __init__(self, folder: Path, device: Tuple[int, int, int, int] = H200) -> None:
         self.folder, self.device = Path(folder), device
+        # Kernels find the machine among the names that are global.
+        self._machine = _compile([f'-I{CSRC / "cuda"}', str(HERE / 'machine.cpp')], self.folder,
+                                 ctypes.RTLD_GLOBAL)
         self._kernels: Dict[Tuple[str, str, str], ctypes.CDLL] = {}
         self._planner = _compile(
             ['-Wall', '-Wextra', '-Werror', f'-I{CSRC}', *map(str, sorted(CSRC.glob('cuda_*.cpp'))),
@@ -120,7 +123,7 @@ class Emulator:
         library = _compile(
             ['-DMMCONTEXT_EMULATION', f'-DSOURCE="{source}"', f'-DENTRY={entry}',
              f'-DPARAMETERS={PARAMETERS[entry]}', *shlex.split(defines), f'-I{CSRC / "cuda"}',
-             f'-I{HERE}', str(HERE / 'machine.cpp')], self.folder)
+             f'-I{HERE}', str(HERE / 'kernel.cpp')], self.folder)
         library.launch.restype = ctypes.c_char_p
         return library
 

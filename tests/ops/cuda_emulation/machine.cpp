@@ -1,40 +1,209 @@
-// One compiled kernel of the emulation: -DSOURCE="file.cu" -DENTRY=function -DPARAMETERS=struct.
-#include SOURCE
+// The emulated machine: compiled once, used by all kernels.
+#include "emulation.h"
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <deque>
+#include <string>
+#include <vector>
+
+namespace emulation {
+
+Dim thread, block, block_size, grid;
 
 namespace {
 
-void body(const void* parameters) {
-  ENTRY(*static_cast<const mmcontext::PARAMETERS*>(parameters));
+// Memory that a launch may touch.
+struct Range { uint64_t begin, end; bool writable; };
+
+struct Copy { void* to; const void* from; int bytes; bool valid; };
+
+struct Fiber {
+  ucontext_t context;
+  std::vector<char> stack;
+  bool done = false;
+  std::vector<Copy> open;                    // copies since the last commit
+  std::deque<std::vector<Copy>> groups;      // committed, oldest first
+};
+
+struct Machine {
+  std::vector<Range> ranges;
+  std::vector<char> shared;
+  std::vector<Fiber> fibers;
+  Fiber* running = nullptr;
+  ucontext_t scheduler;
+  void (*body)(const void*) = nullptr;
+  const void* parameters = nullptr;
+  std::string error;
+};
+
+Machine machine;
+
+void fail(const std::string& what) {
+  if (machine.error.empty()) {
+    char where[160];
+    std::snprintf(where, sizeof where, " (block %u %u %u, thread %u)", block.x, block.y, block.z,
+                  thread.x);
+    machine.error = what + where;
+  }
 }
 
 }  // namespace
 
+bool in_operand(const void* address, int bytes, bool write) {
+  const uint64_t at = reinterpret_cast<uint64_t>(address);
+  if (at % bytes) {
+    fail("misaligned access of " + std::to_string(bytes) + " bytes");
+    return false;
+  }
+  for (const Range& range : machine.ranges) {
+    if (at >= range.begin && at + bytes <= range.end && range.writable == write) return true;
+  }
+  fail(std::string(write ? "store" : "load") + " outside of the operands, " +
+       std::to_string(bytes) + " bytes");
+  return false;
+}
+
+bool in_shared(const void* address, int bytes) {
+  const char* at = static_cast<const char*>(address);
+  const char* begin = machine.shared.data();
+  if (at >= begin && at + bytes <= begin + machine.shared.size() &&
+      (at - begin) % bytes == 0) {
+    return true;
+  }
+  fail("shared address outside or misaligned, " + std::to_string(bytes) + " bytes");
+  return false;
+}
+
+void async_copy(void* to, const void* from, int bytes, bool valid) {
+  if (!in_shared(to, bytes) || (valid && !in_operand(from, bytes, false))) return;
+  std::memset(to, 0xff, bytes);
+  machine.running->open.push_back({to, from, bytes, valid});
+}
+
+void async_commit() {
+  Fiber& self = *machine.running;
+  self.groups.push_back(std::move(self.open));
+  self.open.clear();
+}
+
+void async_wait(int pending) {
+  auto& groups = machine.running->groups;
+  for (; groups.size() > size_t(pending); groups.pop_front()) {
+    for (const Copy& copy : groups.front()) {
+      if (copy.valid) {
+        std::memcpy(copy.to, copy.from, copy.bytes);
+      } else {
+        std::memset(copy.to, 0, copy.bytes);
+      }
+    }
+  }
+}
+
+char* shared_memory() { return machine.shared.data(); }
+
+void block_barrier() {
+  Fiber& self = *machine.running;
+  swapcontext(&self.context, &machine.scheduler);
+}
+
+float widen_half(unsigned short bits) {
+  _Float16 value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+unsigned short narrow_half(float value) {
+  const _Float16 rounded = static_cast<_Float16>(value);
+  unsigned short bits;
+  std::memcpy(&bits, &rounded, sizeof bits);
+  return bits;
+}
+
+unsigned short narrow_bfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<unsigned short>(bits >> 16 | 0x40u);
+  return static_cast<unsigned short>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+namespace {
+
+void enter() {
+  machine.body(machine.parameters);
+  machine.running->done = true;
+  swapcontext(&machine.running->context, &machine.scheduler);
+}
+
+// Threads run one after the other between barriers, forwards and backwards in turn, so that a
+// missing barrier shows in one direction or the other.
+void run_block(unsigned threads) {
+  Machine& m = machine;
+  std::fill(m.shared.begin(), m.shared.end(), char(0xff));
+  if (m.fibers.size() != threads) m.fibers = std::vector<Fiber>(threads);
+  for (unsigned i = 0; i < threads; ++i) {
+    Fiber& fiber = m.fibers[i];
+    fiber.stack.resize(64 * 1024);
+    fiber.done = false;
+    fiber.open.clear();
+    fiber.groups.clear();
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+    fiber.context.uc_stack.ss_size = fiber.stack.size();
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, enter, 0);
+  }
+  bool forwards = (block.x + block.y + block.z) % 2 == 0;
+  for (unsigned waiting = threads; waiting && m.error.empty(); forwards = !forwards) {
+    waiting = 0;
+    unsigned finished = 0;
+    for (unsigned i = 0; i < threads; ++i) {
+      thread.x = forwards ? i : threads - 1 - i;
+      Fiber& fiber = m.fibers[thread.x];
+      if (fiber.done) continue;
+      m.running = &fiber;
+      swapcontext(&m.scheduler, &fiber.context);
+      (fiber.done ? finished : waiting) += 1;
+    }
+    if (waiting && finished) fail("some threads left while others wait at a barrier");
+  }
+  for (const Fiber& fiber : m.fibers) {
+    if (!fiber.open.empty() || !fiber.groups.empty()) fail("copies were never waited for");
+  }
+}
+
+}  // namespace
+}  // namespace emulation
+
 // Runs one launch; ranges are begin, end, writable for each operand. Null, or what went wrong.
-extern "C" const char* launch(const unsigned* grid, unsigned block, unsigned shared_bytes,
-                              const void* parameters, unsigned long long size,
-                              const unsigned long long* ranges, int count) {
-  emulation::Machine& m = emulation::machine;
-  m = emulation::Machine();
-  if (size != sizeof(mmcontext::PARAMETERS)) return "the parameter's size differs";
+extern "C" const char* run_launch(void (*body)(const void*), const unsigned* grid, unsigned threads,
+                                  unsigned shared_bytes, const void* parameters,
+                                  const unsigned long long* ranges, int count) {
+  using namespace emulation;
+  Machine& m = machine;
+  m.ranges.clear();
+  m.error.clear();
   for (int i = 0; i < count; ++i) {
     m.ranges.push_back({ranges[3 * i], ranges[3 * i + 1], ranges[3 * i + 2] != 0});
   }
   m.shared.assign(shared_bytes, 0);
   m.body = body;
   m.parameters = parameters;
-  m.grid = {grid[0], grid[1], grid[2]};
-  m.block_size = {block, 1, 1};
+  emulation::grid = {grid[0], grid[1], grid[2]};
+  block_size = {threads, 1, 1};
   for (unsigned z = 0; z < grid[2] && m.error.empty(); ++z) {
     for (unsigned y = 0; y < grid[1] && m.error.empty(); ++y) {
       for (unsigned x = 0; x < grid[0] && m.error.empty(); ++x) {
-        m.block = {x, y, z};
-        emulation::run_block(block);
+        block = {x, y, z};
+        run_block(threads);
       }
     }
   }
-  static std::string error;
-  error = m.error;
-  return error.empty() ? nullptr : error.c_str();
+  return m.error.empty() ? nullptr : m.error.c_str();
 }
 
 extern "C" unsigned long long parameter_size() { return sizeof(mmcontext::PARAMETERS); }

@@ -40,6 +40,8 @@ TILED = [
     square(BF16, (2, 32, 8, 8), 2, 7, maps='pixel'),
     square(FLOAT, (2, 16, 6, 7), 2, 3, maps='pixel', kernels='pixel'),
     square(HALF, (1, 32, 10, 9), 2, 7, stride=2, maps='pixel', kernels='pixel'),
+    square(BF16, (2, 64, 6, 9), 8, 3, interleaved=True, maps='pixel'),
+    square(FLOAT, (1, 30, 7, 8), 6, 3, interleaved=True, maps='pixel', kernels='pixel'),
 ]
 
 

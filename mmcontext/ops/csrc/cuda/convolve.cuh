@@ -8,10 +8,12 @@ namespace mmcontext {
 
 constexpr int kPart = PART;                           // channels of a thread
 
-// Stage the step'th row of taps of w.
+// Stage the step'th row of taps of w: every thread copies a piece of all its taps, or where the
+// taps are neighbours in memory, one element.
 DEVICE void stage_kernels(const TiledParameters& p, const Block& at, int step, T* shared) {
-  constexpr int kPieces = kWide / KERNEL_VECTOR;  // of a quad
   const T* sample = reinterpret_cast<const T*>(p.kernel.address) + at.batch * p.kernel.batch;
+  constexpr int kPieces = kWide / KERNEL_VECTOR;         // of a quad
+  const long long tap_stride = KERNELS_LAST ? 1 : p.kernel.tap;
   const int count = p.piece_cols.by * p.piece_rows.by * p.tile_groups * (KERNELS_LAST ? KERNEL : 1);
   for (int item = threadIdx.x; item < count; item += blockDim.x) {
     const int place = KERNELS_LAST ? item / KERNEL : item;
@@ -19,40 +21,46 @@ DEVICE void stage_kernels(const TiledParameters& p, const Block& at, int step, T
     const int group = quotient(line, p.piece_rows), row = line - group * p.piece_rows.by;
     const int target_row = at.row + row, kh = first_tap(target_row) + kRowStep * step;
     const int from_row = kBack ? row_before(target_row, kh) : target_row;
-    const bool inside = kh < KERNEL && from_row >= 0 && from_row < p.kernel_rows &&
+    const bool inside = kh < KERNEL && within(from_row, p.kernel_rows) &&
                         at.group + group < p.groups;
     const int col = at.quad * kWide + piece * KERNEL_VECTOR;
-    const int element = (at.group + group) * static_cast<int>(p.kernel.channel) +
-                        kh * KERNEL * static_cast<int>(p.kernel.tap) +
-                        from_row * static_cast<int>(p.kernel.row);
-    T* to = shared + line * p.wide_pitch + piece * KERNEL_VECTOR;
+    const T* from = sample + kh * KERNEL * tap_stride +
+                    ((at.group + group) * static_cast<int>(p.kernel.channel) +
+                     from_row * static_cast<int>(p.kernel.row));
+    T* to = shared + group * p.group_pitch + row * p.line_pitch +
+            piece / kPieces * p.quad_pitch + piece % kPieces * KERNEL_VECTOR;
+    if (KERNELS_LAST) {
+      const int kw = item - place * KERNEL, from_col = col + shift_quads(kw) * kWide;
+      async_copy<sizeof(T)>(to + kw * p.tap_pitch,
+                            from + kw + from_col * static_cast<int>(p.kernel.col),
+                            inside && within(from_col, p.kernel_cols));
+      continue;
+    }
+    from += col;
 #pragma unroll
-    for (int tap = 0; tap < KERNEL; ++tap) {
-      if (KERNELS_LAST && tap) break;
-      const int kw = KERNELS_LAST ? item - place * KERNEL : tap;
-      const int from_col = col + shift_quads(kw) * kWide;
-      const bool valid = inside && from_col >= 0 && from_col < p.kernel_cols;
-      const T* from = sample + element + kw * static_cast<int>(p.kernel.tap) +
-                      from_col * (KERNELS_LAST ? static_cast<int>(p.kernel.col) : 1);
-      async_copy<KERNEL_VECTOR * sizeof(T)>(to + kw * p.tap_pitch, valid ? from : sample, valid);
+    for (int kw = 0; kw < KERNEL; ++kw) {
+      const int shift = shift_quads(kw) * kWide;
+      async_copy<KERNEL_VECTOR * sizeof(T)>(to, from + shift,
+                                            inside && within(col + shift, p.kernel_cols));
+      from += tap_stride;
+      to += p.tap_pitch;
     }
   }
-  static_assert(kPieces * KERNEL_VECTOR == kWide, "pieces fill a quad");
 }
 
 // The elements of w of one row of taps that this thread needs, widened.
-DEVICE void load_kernels(const T* from, int tap_pitch, float (&w)[KERNEL][kWide]) {
+DEVICE void load_kernels(const T* from, int tap_pitch, int quad_pitch,
+                         float (&w)[KERNEL][kWide]) {
 #pragma unroll
   for (int kw = 0; kw < KERNEL; ++kw) {
-    T value[2 * kWide];
-#pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      if (part && shift_rest(kw) == 0) break;
-      const auto raw = shared_load<kWide * sizeof(T)>(from + kw * tap_pitch + part * kWide);
-      memcpy(&value[part * kWide], &raw, sizeof raw);
+    float value[2 * kWide];
+    widen_all<T>(shared_load<kWide * sizeof(T)>(from + kw * tap_pitch), value);
+    if (shift_rest(kw)) {
+      widen_all<T>(shared_load<kWide * sizeof(T)>(from + kw * tap_pitch + quad_pitch),
+                   value + kWide);
     }
 #pragma unroll
-    for (int m = 0; m < kWide; ++m) w[kw][m] = widen(value[m + shift_rest(kw)]);
+    for (int m = 0; m < kWide; ++m) w[kw][m] = value[m + shift_rest(kw)];
   }
 }
 
@@ -80,8 +88,8 @@ DEVICE void store_target(const TiledParameters& p, const Block& at, int group, i
   const int channel = group * p.group_step + first * p.channel_step;
   T* to = sample + channel * static_cast<int>(p.target.channel) +
           row * static_cast<int>(p.target.row) +
-          col * (OTHER_LAST ? static_cast<int>(p.target.col) : 1);
-  if constexpr (OTHER_LAST) {
+          col * (OTHER_LAYOUT ? static_cast<int>(p.target.col) : 1);
+  if constexpr (OTHER_LAYOUT == kLast) {
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
       float value[kPart];
@@ -90,6 +98,17 @@ DEVICE void store_target(const TiledParameters& p, const Block& at, int group, i
       if (col + t < p.target_cols) {
         store_narrow<kPart, kUnit>(to + t * static_cast<int>(p.target.col), value,
                                    p.shared - first);
+      }
+    }
+  } else if constexpr (OTHER_LAYOUT == kMixed) {
+#pragma unroll
+    for (int t = 0; t < 4; ++t) {
+#pragma unroll
+      for (int c = 0; c < kPart; ++c) {
+        if (col + t < p.target_cols && first + c < p.shared) {
+          store_narrow<1, 1>(to + t * static_cast<int>(p.target.col) + c * p.channel_step,
+                             &sum[c][t], 1);
+        }
       }
     }
   } else {
@@ -116,7 +135,7 @@ DEVICE void convolve(const TiledParameters& p) {
       const int row0 = kBack ? row_before(at.row, KERNEL - 1)
                              : at.row * STRIDE - p.pad_h;
       const int col0 = at.quad * kQuad + (kBack ? kFirstPixel : -p.pad_w);
-      stage_map<kQuad, SOURCE_LAST, SOURCE_VECTOR>(p, p.source, p.map, p.source_rows,
+      stage_map<kQuad, SOURCE_LAYOUT, SOURCE_VECTOR>(p, p.source, p.map, p.source_rows,
                                                    p.source_cols, row0, col0, at, map);
     }
     async_commit();
@@ -124,12 +143,17 @@ DEVICE void convolve(const TiledParameters& p) {
   const int quads = p.tile_groups * p.tile_rows * p.tile_quads;
   const int mine = threadIdx.x, part = mine / quads < kParts ? mine / quads : kParts - 1;
   const int n = mine - part * quads < quads ? mine - part * quads : quads - 1;
-  const int line = n / p.tile_quads, quad = n - line * p.tile_quads;
-  const int group = line / p.tile_rows, row = line - group * p.tile_rows;
+  // Neighbouring threads store neighbouring elements: quads, or groups where these are nearer.
+  const int inner = OTHER_LAYOUT == kMixed ? p.tile_groups : p.tile_quads;
+  const int line = n / inner, place = n - line * inner;
+  const int outer = OTHER_LAYOUT == kMixed ? p.tile_quads : p.tile_rows;
+  const int row = OTHER_LAYOUT == kMixed ? line / outer : line % outer;
+  const int quad = OTHER_LAYOUT == kMixed ? line % outer : place;
+  const int group = OTHER_LAYOUT == kMixed ? place : line / outer;
   const int target_row = at.row + row, tap0 = first_tap(target_row);
   const char* from = map + 16 * (group * p.map.group_pitch + part * (kPart / kUnit) +
                                  unit_of<kQuad>(quad * kQuad));
-  const T* wide = kernels + line * p.wide_pitch + quad * kWide;
+  const T* wide = kernels + group * p.group_pitch + row * p.line_pitch + quad * p.quad_pitch;
   float sum[kPart][4] = {};
   int stage = 0;
 #pragma unroll 1
@@ -148,7 +172,7 @@ DEVICE void convolve(const TiledParameters& p) {
       const int map_row = kBack ? row_before(target_row, kh) - row_before(at.row, KERNEL - 1)
                                 : row * STRIDE + kh * DILATION;
       float w[KERNEL][kWide];
-      load_kernels(wide + stage * p.stage_pitch, p.tap_pitch, w);
+      load_kernels(wide + stage * p.stage_pitch, p.tap_pitch, p.quad_pitch, w);
       add_row(from + 16 * map_row * p.map.row_pitch, w, sum);
     }
     stage = stage + 1 == STAGES ? 0 : stage + 1;

@@ -23,10 +23,10 @@ DEVICE void grad_weight(const TiledParameters& p) {
   float sum[KERNEL][4] = {};
   for (at.chunk = 0; at.chunk < p.shared; at.chunk += CHANNELS) {
     if (at.chunk) block_barrier();
-    stage_map<kQuad, SOURCE_LAST, SOURCE_VECTOR>(
+    stage_map<kQuad, SOURCE_LAYOUT, SOURCE_VECTOR>(
         p, p.source, p.map, p.source_rows, p.source_cols, at.row * STRIDE - p.pad_h,
         4 * at.quad * STRIDE - p.pad_w, at, map);
-    stage_map<4, OTHER_LAST, OTHER_VECTOR>(p, p.kernel, p.gradient, p.kernel_rows, p.kernel_cols,
+    stage_map<4, OTHER_LAYOUT, OTHER_VECTOR>(p, p.kernel, p.gradient, p.kernel_rows, p.kernel_cols,
                                            at.row, 4 * at.quad, at, gradient);
     async_commit();
     async_wait<0>();

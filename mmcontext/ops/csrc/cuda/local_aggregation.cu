@@ -5,8 +5,9 @@
 //   CHANNELS       of a group in shared memory, 8 or 16
 //   PART           channels of a thread (tasks 0 and 1)
 //   STAGES         kernel rows of w in shared memory (tasks 0 and 1)
-//   SOURCE_LAST, OTHER_LAST    source and target (tasks 0, 1) or gradient of y are channels-last;
-//                  else SOURCE_VECTOR and OTHER_VECTOR columns are loaded or stored at a time
+//   SOURCE_LAYOUT, OTHER_LAYOUT    of source and target (tasks 0, 1) or gradient of y: kPlanar,
+//                  kLast, kMixed (tile.cuh); SOURCE_VECTOR, OTHER_VECTOR columns, or groups of a
+//                  mixed map, are loaded or stored at a time
 //   KERNELS_LAST   w has its taps next to each other; else KERNEL_VECTOR columns at a time
 //   THREADS, BLOCKS            threads of a block at most, blocks of a multiprocessor at least
 #if TASK == 2

@@ -19,10 +19,10 @@ struct GeneralParameters {
   int interleaved;
 };
 
-// Division of a non-negative number below 65536 by a constant: a multiplication's upper half.
+// Division of a number below 65536 by a constant below 32768: a multiplication's upper half.
 struct Divisor {
   int by;
-  unsigned factor;                     // 2 ** 32 / by, rounded up; 0 for 1
+  unsigned factor;                     // 2 ** 31 / by, rounded up
 };
 
 // A map's part in shared memory, channels of a pixel together, in units of 16 bytes.
@@ -48,7 +48,8 @@ struct TiledParameters {
   Divisor units;                       // of 16 bytes in the pixel of a block
   MapTile map, gradient;               // source; for the gradient of w also that of y
   Divisor piece_cols, piece_rows;      // of a stage of w: pieces in a row, rows
-  int wide_pitch, tap_pitch, stage_pitch;  // of w in shared memory: row, tap, stage, in elements
+  int quad_pitch, line_pitch, group_pitch; // of w in shared memory, in elements: quads, rows,
+  int tap_pitch, stage_pitch;          // groups, taps, stages
   int kernel_offset;                   // of w in shared memory, or of the gradient, in bytes
 };
 

@@ -35,6 +35,9 @@ template <> struct StorageOf<1> { using type = double; using sum = double; };
 template <> struct StorageOf<2> { using type = BFloat16; using sum = float; };
 template <> struct StorageOf<3> { using type = Half; using sum = float; };
 
+template <class T> constexpr bool kIsBFloat16 = false;
+template <> constexpr bool kIsBFloat16<BFloat16> = true;
+
 // kBytes of raw memory that move in one instruction.
 template <int kBytes> struct Raw;
 template <> struct Raw<2> { unsigned short word[1]; };
@@ -153,6 +156,23 @@ DEVICE float widen(BFloat16 value) {
   return bit_cast<float>(static_cast<unsigned>(value.bits) << 16);
 }
 DEVICE float widen(Half value) { return widen_half(value.bits); }
+
+// All elements of some bytes: of bfloat16, one operation each.
+template <class T, int kBytes> DEVICE void widen_all(const Raw<kBytes>& raw, float* to) {
+  constexpr int kWords = kBytes / 4;
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) {
+    if constexpr (sizeof(T) == 4) {
+      to[i] = bit_cast<float>(raw.word[i]);
+    } else if constexpr (kIsBFloat16<T>) {
+      to[2 * i] = bit_cast<float>(raw.word[i] << 16);
+      to[2 * i + 1] = bit_cast<float>(raw.word[i] & 0xffff0000u);
+    } else {
+      to[2 * i] = widen_half(static_cast<unsigned short>(raw.word[i]));
+      to[2 * i + 1] = widen_half(static_cast<unsigned short>(raw.word[i] >> 16));
+    }
+  }
+}
 
 DEVICE void narrow(float value, float& to) { to = value; }
 DEVICE void narrow(double value, double& to) { to = value; }
