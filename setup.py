@@ -179,7 +179,7 @@ if 'develop' in sys.argv:
 setup(
     version=version(kernels=not missing_kernels),
     packages=find_packages(include=['mmcontext', 'mmcontext.*']),
-    package_data={'mmcontext': ['ops/**/csrc/*', 'ops/**/*.cu', 'ops/**/*.cuh',
+    package_data={'mmcontext': ['ops/**/csrc/**/*', 'ops/**/*.cu', 'ops/**/*.cuh',
                                 'ops/**/*.json']},
     include_package_data=False,
     zip_safe=False,

@@ -15,7 +15,7 @@ from mmcontext.utils.errors import UserError
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or mmcontext::FAMILY/NAME.py')
     parser.add_argument('checkpoint', help='checkpoint file, or a URL that mmengine knows')
     parser.add_argument(
         '--out', '--dump', metavar='PATH',

@@ -11,7 +11,7 @@ from mmcontext.utils.errors import UserError
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or mmcontext::FAMILY/NAME.py')
     parser.add_argument(
         '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
         help="checkpoint to resume from; alone or as 'auto': the newest of the work dir")
