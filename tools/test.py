@@ -3,6 +3,7 @@ import argparse
 import sys
 from copy import deepcopy
 
+import own_package  # noqa: F401
 from mmengine.config import ConfigDict
 from mmengine.fileio import dump
 

@@ -2,6 +2,8 @@
 import argparse
 import sys
 
+import own_package  # noqa: F401
+
 from mmcontext.engine.runner import make_runner
 from mmcontext.utils.cli import add_common_arguments, load_config, run, set_dataloader_defaults
 from mmcontext.utils.dist import on_cpu

@@ -1,4 +1,6 @@
 """Pure functions on tensors; nothing here imports more than torch (and triton, lazily)."""
+import sys
+
 from mmcontext.ops.fft_conv import (
     convolve,
     direct_conv,
@@ -16,3 +18,8 @@ __all__ = [
     'convolve', 'direct_conv', 'explain', 'explain_method', 'fft_conv', 'fused_involution',
     'local_aggregation', 'standard_operators'
 ]
+
+if not hasattr(sys.modules['mmcontext'], 'register_safe_globals'):
+    raise ImportError(
+        'another project called mmcontext has written over this one, whose distribution is '
+        'mmcontext-vision: pip uninstall mmcontext, and install mmcontext-vision again')
