@@ -7,6 +7,7 @@ from mmcontext.ops.fft_conv import (
     explain_method,
     fft_conv,
 )
+from mmcontext.ops.grouped_conv import explain_grouped_conv, grouped_conv2d
 from mmcontext.ops.local_aggregation import (
     explain,
     fused_involution,
@@ -15,8 +16,8 @@ from mmcontext.ops.local_aggregation import (
 )
 
 __all__ = [
-    'convolve', 'direct_conv', 'explain', 'explain_method', 'fft_conv', 'fused_involution',
-    'local_aggregation', 'standard_operators'
+    'convolve', 'direct_conv', 'explain', 'explain_grouped_conv', 'explain_method', 'fft_conv',
+    'fused_involution', 'grouped_conv2d', 'local_aggregation', 'standard_operators'
 ]
 
 if not hasattr(sys.modules['mmcontext'], 'register_safe_globals'):

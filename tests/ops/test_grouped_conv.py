@@ -1,0 +1,57 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmcontext.ops import explain_grouped_conv, grouped_conv2d
+from mmcontext.ops.grouped_conv import METHOD_VARIABLE, dense_refusal
+
+
+@pytest.mark.parametrize('groups, kernel, stride, padding', [
+    (2, 1, 1, 0), (4, 3, 2, 1), (16, (5, 3), 1, 'same'), (1, 3, 1, 1)])
+def test_dense_equals_grouped(groups, kernel, stride, padding):
+    conv = torch.nn.Conv2d(16, 32, kernel, stride, padding, groups=groups).double()
+    x = torch.randn(2, 16, 7, 9, dtype=torch.float64, requires_grad=True)
+    operands = (x, conv.weight, conv.bias)
+    expected = F.conv2d(*operands, stride, padding, 1, groups)
+    actual = grouped_conv2d(*operands, stride, padding, 1, groups, method='dense')
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    cotangent = torch.randn_like(expected)
+    for a, e in zip(torch.autograd.grad(actual, operands, cotangent),
+                    torch.autograd.grad(expected, operands, cotangent)):
+        torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12)
+
+
+class OnGpu:
+    """A map as if it were on a GPU."""
+    is_cuda, device = True, 'cuda:0'
+
+    def __init__(self, channels, dtype=torch.bfloat16, last=True):
+        self.shape, self.dtype, self.last = (2, channels, 8, 8), dtype, last
+
+    def is_contiguous(self, memory_format):
+        return self.last
+
+
+# Input and output channels, kernel, groups of the pyramids and of CoTNeXt.
+@pytest.mark.parametrize('channels, outputs, kernel, groups, dense', [
+    (64, 16, 9, 16, True), (64, 16, 7, 8, False), (64, 16, 5, 4, True), (128, 32, 9, 32, True),
+    (128, 64, 7, 8, True), (256, 64, 5, 64, True), (512, 256, 5, 64, False), (96, 96, 3, 8, True),
+    (64, 64, 3, 4, True), (256, 128, 5, 4, False), (192, 48, 1, 2, True)])
+def test_dense_where_it_was_measured_faster(channels, outputs, kernel, groups, dense):
+    weight = torch.empty(outputs, channels // groups, kernel, kernel)
+    assert (dense_refusal(OnGpu(channels), weight, groups) is None) == dense
+    for other in (OnGpu(channels, torch.float32), OnGpu(channels, last=False)):
+        assert 'it pays' in dense_refusal(other, weight, groups)
+
+
+def test_method_is_chosen_forced_and_explained(monkeypatch):
+    x, weight = torch.randn(1, 8, 4, 4), torch.randn(8, 2, 3, 3)
+    answer = explain_grouped_conv(x, weight, 4)
+    assert answer['chosen'] == 'grouped' and 'NVIDIA' in answer['refused']['dense']
+    monkeypatch.setenv(METHOD_VARIABLE, 'dense')
+    assert explain_grouped_conv(x, weight, 4)['chosen'] == 'dense'
+    torch.testing.assert_close(grouped_conv2d(x, weight, padding=1, groups=4),
+                               F.conv2d(x, weight, padding=1, groups=4), rtol=1e-5, atol=1e-5)
+    monkeypatch.setenv(METHOD_VARIABLE, 'sparse')
+    with pytest.raises(ValueError, match="MMCONTEXT_GROUPED_CONV .* got 'sparse'"):
+        grouped_conv2d(x, weight, groups=4)
