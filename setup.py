@@ -108,15 +108,14 @@ def show_torch() -> None:
     for folder in (sysconfig.get_path('platlib'), sysconfig.get_path('purelib')):
         if find_spec('torch') is None and folder not in sys.path:
             sys.path.append(folder)
-    try:
-        import packaging
+    import torch
+    if torch.__version__ < '2.2':
         import pkg_resources
 
-        # torch 2.1 imports it from there, setuptools >= 70 has it there no longer.
+        # Its cpp_extension takes packaging from there, where setuptools 70 does not have it.
         if not hasattr(pkg_resources, 'packaging'):
+            import packaging
             pkg_resources.packaging = packaging
-    except ImportError:
-        pass
 
 
 def native_kernels() -> dict:
@@ -128,8 +127,8 @@ def native_kernels() -> dict:
     sources = sorted(glob('mmcontext/ops/csrc/*.cpp'))
     if os.environ.get('MMCONTEXT_WITH_NATIVE', '1') == '0':
         return {'missing': 'MMCONTEXT_WITH_NATIVE=0 left them out when mmcontext was installed'}
-    show_torch()
     try:
+        show_torch()
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except Exception as error:  # a broken torch fails in many ways
         return {'missing': f'torch could not be imported when mmcontext was installed ({error})'}

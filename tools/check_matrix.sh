@@ -34,6 +34,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 
+unset PYTHONPATH  # nothing but what is installed
 WORK=$(mktemp -d "${TMPDIR:-/tmp}/mmcontext-matrix.XXXXXX")
 [ "$KEEP" = 1 ] && echo "environments and logs: $WORK" || trap 'rm -rf "$WORK"' EXIT
 
@@ -77,7 +78,9 @@ prepare() {
             for python in ${PYTHON:-} python3.11 python3.10; do
                 "$python" -c 'import sys; sys.exit(sys.version_info >= (3, 12))' \
                     2>/dev/null && break
+                python=
             done
+            [ -n "$python" ] || { echo 'torch 2.1.2 needs Python 3.11 or 3.10' >&2; return 1; }
             make_environment "$python" setuptools==68.2.2 wheel ninja torch==2.1.2 \
                 torchvision==0.16.2 numpy==1.26.4 'opencv-python\<4.12' $LITE \
                 "${TESTING/headless/headless\\<4.12}" ;;
@@ -98,7 +101,7 @@ prepare() {
         wheel)
             make_environment "$python" "$PINNED"
             inside "$WHEEL"
-            mv "$SOURCE"/mmcontext_vision-*.whl "$WORK/$1/"
+            mv "$SOURCE"/dist/*.whl "$WORK/$1/"
             rm -rf "$ENV"
             make_environment "$python" "$PINNED" $LITE $TESTING
             # No clone beside the tests, and no compiler.
