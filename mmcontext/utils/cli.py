@@ -78,7 +78,9 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg = Config.fromfile(args.config)
     except (ImportError, SyntaxError, OSError, ValueError) as error:
         # Also `_base_ = 'mmdet::...'` without mmdet, and a `_base_` that does not exist.
-        raise UserError(f'config {args.config} cannot be read: {error}') from error
+        cure = ('; mmengine needs it, from: pip install "setuptools<82"'
+                if getattr(error, 'name', None) == 'pkg_resources' else '')
+        raise UserError(f'config {args.config} cannot be read: {error}{cure}') from error
     try:
         cfg.merge_from_dict(args.cfg_options or {})
     except (LookupError, TypeError) as error:

@@ -82,18 +82,21 @@ def leave_out_multimodal() -> None:
     Where pycocotools and any transformers are installed, mmpretrain imports its multimodal models,
     and their bases are not in transformers 5 (those of mmpretrain 1.2.0: nor in its last 4.x).
     Without these models it imports, and asking for one of them gives its own message. Nothing is
-    done once it has been imported.
+    done once it has been imported, or where its files are not those that are known.
     """
     folder, transformers = folder_of('mmpretrain'), folder_of('transformers')
     if 'mmpretrain' in sys.modules or not (folder and transformers and folder_of('pycocotools')):
         return
-    if _multimodal_imports(folder, transformers):
-        return
     name = 'mmpretrain.utils.dependency'
-    spec = importlib.util.spec_from_file_location(
-        name, osp.join(folder, 'utils', 'dependency.py'))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        if _multimodal_imports(folder, transformers):
+            return
+        spec = importlib.util.spec_from_file_location(
+            name, osp.join(folder, 'utils', 'dependency.py'))
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except (OSError, ValueError, ImportError):  # (no metadata is an ImportError)
+        return
     module.WITH_MULTIMODAL = False
     # What the package finds there it does not load again.
     sys.modules[name] = module
