@@ -1,24 +1,37 @@
-"""Packaging of mmcontext: pure Python, plus C++ kernels where torch and a compiler are found."""
+"""What pyproject.toml cannot say: the C++ kernels, where torch and a compiler are found, and
+configs and tools inside the package."""
 import os
 import re
 import shutil
 import sys
+import sysconfig
 from glob import glob
+from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # setuptools < 70.1
+    from wheel.bdist_wheel import bdist_wheel
+
 ROOT = Path(__file__).resolve().parent
 # What mim and `_base_ = 'mmcontext::...'` look for in the .mim folder of an installed package.
 MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
+# Says in mmcontext/ops why there are no kernels, for the first call that would use them.
+MISSING_NOTE = '_native_missing.txt'
 
 
-def version() -> str:
-    """The version in mmcontext/version.py."""
+def version(kernels: bool) -> str:
+    """The version in mmcontext/version.py; of a wheel with kernels, with the torch they are for."""
     text = (ROOT / 'mmcontext/version.py').read_text()
-    return re.search(r"__version__ = '([^']+)'", text).group(1)
+    plain = re.search(r"__version__ = '([^']+)'", text).group(1)
+    if not kernels or 'sdist' in sys.argv:
+        return plain
+    return f'{plain}+torch{".".join(torch_version())}'
 
 
 def mim_content() -> list:
@@ -40,11 +53,17 @@ class BuildPy(build_py):
     """Puts configs, tools and model-index.yml into the package."""
 
     def run(self) -> None:
+        package = ROOT if self.editable_mode else Path(self.build_lib)
+        package /= 'mmcontext'
+        if not self.editable_mode:
+            # Kernels for another torch may lie there from an earlier build.
+            shutil.rmtree(package, ignore_errors=True)
         super().run()
+        note_missing(package, missing_kernels)
         if self.editable_mode:
             link_mim()
             return
-        mim = Path(self.build_lib) / 'mmcontext/.mim'
+        mim = package / '.mim'
         for name in mim_content():
             source = ROOT / name
             if source.is_dir():
@@ -65,24 +84,54 @@ class Sdist(sdist):
             self.filelist.extend(
                 str(file.relative_to(ROOT)) for file in files
                 if file.is_file() and '__pycache__' not in file.parts
-                and '.mim' not in file.parts and file.suffix != '.so')
+                and '.mim' not in file.parts and file.suffix != '.so'
+                and file.name != MISSING_NOTE)
         super().make_distribution()
 
 
+class BdistWheel(bdist_wheel):
+    """The kernels call no Python: a wheel is for one torch and for every Python."""
+
+    def get_tag(self) -> tuple:
+        python, abi, platform = super().get_tag()
+        return (python, abi, platform) if self.root_is_pure else ('py3', 'none', platform)
+
+
+def torch_version() -> tuple:
+    """Major and minor version of the torch that is built for."""
+    import torch
+    return tuple(torch.__version__.split('.')[:2])
+
+
+def show_torch() -> None:
+    """Make the environment's torch importable where pip builds in isolation from it."""
+    for folder in (sysconfig.get_path('platlib'), sysconfig.get_path('purelib')):
+        if find_spec('torch') is None and folder not in sys.path:
+            sys.path.append(folder)
+    import torch
+    if torch.__version__ < '2.2':
+        import pkg_resources
+
+        # Its cpp_extension takes packaging from there, where setuptools 70 does not have it.
+        if not hasattr(pkg_resources, 'packaging'):
+            import packaging
+            pkg_resources.packaging = packaging
+
+
 def native_kernels() -> dict:
-    """setup() arguments for the C++ kernels; empty where they cannot be built.
+    """setup() arguments for the C++ kernels; {'missing': reason} where they cannot be built.
 
     ``MMCONTEXT_WITH_NATIVE=0`` leaves them out. The package works without them, more slowly
     on CPU.
     """
     sources = sorted(glob('mmcontext/ops/csrc/*.cpp'))
-    if not sources or os.environ.get('MMCONTEXT_WITH_NATIVE', '1') == '0':
-        return {}
+    if os.environ.get('MMCONTEXT_WITH_NATIVE', '1') == '0':
+        return {'missing': 'MMCONTEXT_WITH_NATIVE=0 left them out when mmcontext was installed'}
     try:
+        show_torch()
         from torch.utils.cpp_extension import BuildExtension, CppExtension
-    except ImportError:
-        warn('torch is not visible here (pip install --no-build-isolation)')
-        return {}
+    except Exception as error:  # a broken torch fails in many ways
+        return {'missing': f'torch could not be imported when mmcontext was installed ({error})'}
 
     class OptionalBuildExtension(BuildExtension):
         """Goes on without the kernels where they do not compile."""
@@ -91,7 +140,11 @@ def native_kernels() -> dict:
             try:
                 super().run()
             except Exception as error:  # compilers fail in many ways
-                warn(f'the C++ compiler did not succeed ({error})')
+                reason = f'they did not compile when mmcontext was installed ({error})'
+                package = ROOT if self.inplace else Path(self.build_lib)
+                note_missing(package / 'mmcontext', reason)
+                # Older kernels may be there, of other sources.
+                Path(self.get_ext_fullpath(self.extensions[0].name)).unlink(missing_ok=True)
                 self.extensions = []
 
     flags = ([] if sys.platform == 'win32' else
@@ -99,44 +152,37 @@ def native_kernels() -> dict:
               '-Wno-unknown-pragmas'])
     # GCC's OpenMP comes with torch; clang's is another library.
     link = ['-fopenmp'] if 'clang' in os.environ.get('CXX', '') else []
-    extension = CppExtension('mmcontext.ops._native', sources, extra_compile_args=flags,
-                             extra_link_args=link, optional=True)
+    # torch's C++ interface changes with its minor version: mmcontext/ops/native_library.py loads
+    # the library that carries the running one's in its name.
+    extension = CppExtension(f'mmcontext.ops._native_torch{"_".join(torch_version())}', sources,
+                             extra_compile_args=flags, extra_link_args=link)
     return {'ext_modules': [extension],
             'cmdclass': {'build_ext': OptionalBuildExtension.with_options(
                 no_python_abi_suffix=True)}}
 
 
-def warn(reason: str) -> None:
-    """Say that the installation goes on without the C++ kernels."""
-    print(f'WARNING: mmcontext is installed without its C++ CPU kernels: {reason}; the PyTorch '
-          'implementation serves instead', file=sys.stderr)
+def note_missing(package: Path, reason: str) -> None:
+    """Leave a note in the package, and a line on the screen, why there are no kernels; or none."""
+    note = package / 'ops' / MISSING_NOTE
+    note.unlink(missing_ok=True)
+    if reason:
+        note.write_text(reason)
+        print(f'WARNING: mmcontext is installed without its C++ kernels for the CPU: {reason}',
+              file=sys.stderr)
 
 
 native = native_kernels()
+missing_kernels = native.get('missing', '')
 if 'develop' in sys.argv:
     link_mim()
-readme = ROOT / 'README.md'
 setup(
-    name='mmcontext',
-    version=version(),
-    description='Context operators for OpenMMLab: CoConv, PyConv, CoT, involution, '
-    'C-volution, CKConv',
-    long_description=readme.read_text() if readme.exists() else '',
-    long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    python_requires='>=3.8',
+    version=version(kernels=not missing_kernels),
     packages=find_packages(include=['mmcontext', 'mmcontext.*']),
-    package_data={'mmcontext': ['**/csrc/*']},
+    package_data={'mmcontext': ['ops/**/csrc/**/*', 'ops/**/*.cu', 'ops/**/*.cuh',
+                                'ops/**/*.json']},
     include_package_data=False,
-    install_requires=['torch>=2.1', 'numpy', 'mmengine>=0.10.3'],
-    extras_require={
-        'cls': ['mmpretrain>=1.2.0'],
-        'det': ['mmdet>=3.3.0'],
-        'seg': ['mmsegmentation>=1.2.2', 'ftfy', 'regex'],
-        'export': ['onnx', 'onnxruntime', 'onnxscript'],
-        'test': ['pytest', 'scikit-learn', 'scipy'],
-    },
     zip_safe=False,
     ext_modules=native.get('ext_modules', []),
-    cmdclass={'build_py': BuildPy, 'sdist': Sdist, **native.get('cmdclass', {})},
+    cmdclass={'build_py': BuildPy, 'sdist': Sdist, 'bdist_wheel': BdistWheel,
+              **native.get('cmdclass', {})},
 )

@@ -1,5 +1,6 @@
 """What tests of several folders share."""
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -20,6 +21,8 @@ CONTEXT_OPERATORS = [
 def load_tool(path: str) -> ModuleType:
     """A script under tools/, which is no package, as a module."""
     file = ROOT / 'tools' / path
+    if str(ROOT / 'tools') not in sys.path:
+        sys.path.append(str(ROOT / 'tools'))  # as when it is run, for what lies beside it
     spec = importlib.util.spec_from_file_location(f'tools_{file.stem}', file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -86,6 +86,13 @@ mmcv_has_ops() { "$PYTHON" -W ignore -c 'import mmcv.ops' >/dev/null 2>&1; }
 # mmcv with compiled operators: a wheel where pip finds one that fits, else built here.
 install_mmcv_with_ops() {
     mmcv_has_ops && return
+    local sources
+    sources=$("$PYTHON" "$ROOT/tools/pins.py" sources mmcv)
+    case ${sources:-mmcv} in
+        mmcv | mmcv-lite | mmcv$'\n'mmcv-lite) ;;
+        *) die "mmcv comes from" $sources "here, without operators; build that one with" \
+            "MMCV_WITH_OPS=1, or leave out --no-venv" ;;
+    esac
     say "Installing mmcv with operators (10 minutes on 2 cores where it has to be built)"
     # mmcv and mmcv-lite own the same folder.
     "$PYTHON" -m pip uninstall -y mmcv-lite mmcv
@@ -115,13 +122,13 @@ pip_install_mmcv() {
 
 # This repository, as a link, with its C++ kernels where a compiler is found.
 install_mmcontext() {
-    local found
-    found=$(cd / && "$PYTHON" -c 'import importlib.util as util
-spec = util.find_spec("mmcontext")
-print(spec.origin if spec else "")')
+    local found kernels
+    found=$(find_mmcontext)
+    kernels=$("$PYTHON" -c 'import torch
+print("_native_torch" + "_".join(torch.__version__.split(".")[:2]) + ".so")')
     # An editable install that is there serves, unless its C++ kernels are older than the sources
     # or missing where they can be built.
-    local kernels=$ROOT/mmcontext/ops/_native.so
+    kernels=$ROOT/mmcontext/ops/$kernels
     if [ "$found" = "$ROOT/mmcontext/__init__.py" ]; then
         if [ ! -e "$kernels" ]; then
             if [ "${MMCONTEXT_WITH_NATIVE:-1}" = 0 ] ||
@@ -130,6 +137,15 @@ print(spec.origin if spec else "")')
         then return 0; fi
     fi
     say "Installing mmcontext"
-    "$PYTHON" -m pip install --disable-pip-version-check --no-deps --no-build-isolation \
-        --use-pep517 -e "$ROOT"
+    "$PYTHON" -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e "$ROOT"
+    found=$(find_mmcontext)
+    [ "$found" = "$ROOT/mmcontext/__init__.py" ] || die "another project called mmcontext," \
+        "$found, hides this one: $PYTHON -m pip uninstall mmcontext"
+}
+
+# The file that `import mmcontext` runs; nothing where there is none.
+find_mmcontext() {
+    (cd / && "$PYTHON" -c 'import importlib.util as util
+spec = util.find_spec("mmcontext")
+print(spec.origin if spec else "")')
 }

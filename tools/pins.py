@@ -2,11 +2,16 @@
 import argparse
 import re
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Dict, List, Optional
 
 CONSTRAINTS = Path(__file__).parent / 'constraints.txt'
+# What is imported of the packages that others may bring too: forks, or a build without a display.
+MODULES = {'mmengine': 'mmengine', 'mmcv': 'mmcv', 'mmcv-lite': 'mmcv', 'mmpretrain': 'mmpretrain',
+           'mmdet': 'mmdet', 'mmsegmentation': 'mmseg', 'opencv-python': 'cv2'}
+UNKNOWN = 'unknown'
 _PIN = re.compile(r'([\w-]+)==([\w.]+)(?:; python_version (>=|<) "3\.11")?')
 
 
@@ -33,11 +38,23 @@ def read_pins(text: str, new_python: bool = sys.version_info >= (3, 11)) -> Dict
 
 
 def installed(name: str) -> Optional[str]:
-    """Installed version of a package, None where there is none."""
+    """Installed version of a package, or of what is imported by its name; None without either.
+
+    UNKNOWN where a module of that name is no part of an installed package.
+    """
     try:
         return version(name)
     except PackageNotFoundError:
-        return None
+        others = sources(name)
+        if others:
+            return version(others[0])
+        module = MODULES.get(name)
+        return UNKNOWN if module is not None and find_spec(module) is not None else None
+
+
+def sources(name: str) -> List[str]:
+    """The installed packages that bring what is imported by the name of this one."""
+    return sorted(set(packages_distributions().get(MODULES.get(name, ''), [])))
 
 
 def missing(names: List[str], pins: Dict[str, str], exact: bool) -> List[str]:
@@ -52,27 +69,33 @@ def missing(names: List[str], pins: Dict[str, str], exact: bool) -> List[str]:
     wanted = []
     for name in names:
         found = installed(name)
-        if found is None or (exact and found.split('+')[0] != pins.get(name, found.split('+')[0])):
+        if found is None or (exact and found != UNKNOWN
+                             and found.split('+')[0] != pins.get(name, found.split('+')[0])):
             wanted.append(name)
     return wanted
 
 
 def keep_installed(pins: Dict[str, str]) -> List[str]:
     """Constraints that leave every installed package as it is and pin the others."""
-    return [f'{name}=={installed(name) or pinned}' for name, pinned in pins.items()]
+    found = {name: installed(name) for name in pins}
+    return [f'{name}=={pinned if found[name] in (None, UNKNOWN) else found[name]}'
+            for name, pinned in pins.items()]
 
 
 def main(argv: Optional[List[str]] = None) -> None:
     """Command line entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('what', choices=['missing', 'outdated', 'keep'],
+    parser.add_argument('what', choices=['missing', 'outdated', 'keep', 'sources'],
                         help='missing: not installed; outdated: that, or not at the pinned '
-                        'version; keep: constraints that change no installed package')
+                        'version; keep: constraints that change no installed package; sources: '
+                        'the packages that bring what is imported by these names')
     parser.add_argument('packages', nargs='*')
     args = parser.parse_args(argv)
     pins = read_pins(CONSTRAINTS.read_text())
     if args.what == 'keep':
         print('\n'.join(keep_installed(pins)))
+    elif args.what == 'sources':
+        print('\n'.join(source for name in args.packages for source in sources(name)))
     else:
         print('\n'.join(missing(args.packages, pins, exact=args.what == 'outdated')))
 

@@ -3,6 +3,7 @@ import argparse
 import sys
 from copy import deepcopy
 
+import own_package  # noqa: F401
 from mmengine.config import ConfigDict
 from mmengine.fileio import dump
 
@@ -15,7 +16,7 @@ from mmcontext.utils.errors import UserError
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or mmcontext::FAMILY/NAME.py')
     parser.add_argument('checkpoint', help='checkpoint file, or a URL that mmengine knows')
     parser.add_argument(
         '--out', '--dump', metavar='PATH',

@@ -2,6 +2,8 @@
 import argparse
 import sys
 
+import own_package  # noqa: F401
+
 from mmcontext.engine.runner import make_runner
 from mmcontext.utils.cli import add_common_arguments, load_config, run, set_dataloader_defaults
 from mmcontext.utils.dist import on_cpu
@@ -11,7 +13,7 @@ from mmcontext.utils.errors import UserError
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or mmcontext::FAMILY/NAME.py')
     parser.add_argument(
         '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
         help="checkpoint to resume from; alone or as 'auto': the newest of the work dir")

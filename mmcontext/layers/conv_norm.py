@@ -11,11 +11,15 @@ import torch.nn.functional as F
 from mmcv.cnn import ConvModule, build_activation_layer, build_norm_layer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.module import _has_any_global_hook
 
 from mmcontext.ops import native_library
 from mmcontext.ops.arguments import output_size
-from mmcontext.ops.tracing import is_compiling, is_observed, is_transformed
+from mmcontext.ops.tracing import (
+    has_global_hook,
+    is_compiling,
+    is_observed,
+    is_transformed,
+)
 
 _ACTIVATIONS = {type(None): 'none', nn.Identity: 'none', nn.ReLU: 'relu', nn.SiLU: 'silu'}
 _NORMS = (_BatchNorm, nn.GroupNorm)
@@ -36,7 +40,7 @@ def at_inference(x: Tensor) -> bool:
     return (type(x) is Tensor and x.dtype is torch.float32 and x.is_cpu and x.dim() == 4
             and not (torch.is_grad_enabled() or is_compiling() or torch.jit.is_tracing()
                      or is_transformed() or is_observed() or _is_autocast()
-                     or _has_any_global_hook()))
+                     or has_global_hook()))
 
 
 def _layout(x: Tensor) -> Optional[torch.memory_format]:
@@ -127,6 +131,7 @@ def _norm_act(x: Tensor, norm: nn.Module, act: Optional[nn.Module], residual: Op
               overwrite: bool) -> Optional[Tensor]:
     """``act(norm(x) + residual)`` by the C++ kernels; None where they do not serve."""
     layout = _layout(x)
+    native_library.warn_if_missing()
     if (native_library.UNAVAILABLE or x.dtype is not torch.float32  # a module may have changed it
             or layout is None or not _fits(residual, x.shape, layout)):
         return None

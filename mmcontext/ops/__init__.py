@@ -1,4 +1,6 @@
 """Pure functions on tensors; nothing here imports more than torch (and triton, lazily)."""
+import sys
+
 from mmcontext.ops.fft_conv import (
     convolve,
     direct_conv,
@@ -17,3 +19,8 @@ __all__ = [
     'convolve', 'direct_conv', 'explain', 'explain_grouped_conv', 'explain_method', 'fft_conv',
     'fused_involution', 'grouped_conv2d', 'local_aggregation', 'standard_operators'
 ]
+
+if not hasattr(sys.modules['mmcontext'], 'register_safe_globals'):
+    raise ImportError(
+        'another project called mmcontext has written over this one, whose distribution is '
+        'mmcontext-vision: pip uninstall mmcontext, and install mmcontext-vision again')

@@ -1,9 +1,18 @@
-"""Whether a graph is being recorded, on every supported version of torch."""
+"""Whether a graph is being recorded, on every supported version of torch.
+
+torch has no public names for some of it. Where a version lacks a private one, the answer is the
+careful one, under which nothing is done but what the modules themselves do.
+"""
 import torch
 
 # torch.compiler has them from 2.2 on; dynamo had its own before.
 _is_compiling = getattr(torch.compiler, 'is_compiling', None)
 _is_dynamo_compiling = getattr(torch.compiler, 'is_dynamo_compiling', None)
+_peek_transforms = getattr(getattr(torch._C, '_functorch', None), 'peek_interpreter_stack',
+                           lambda: 'unknown')
+_count_modes = getattr(torch._C, '_len_torch_dispatch_stack', lambda: 1)
+_GLOBAL_HOOKS = [getattr(torch.nn.modules.module, f'_global_{kind}_hooks', ('unknown', ))
+                 for kind in ('forward', 'forward_pre', 'backward', 'backward_pre')]
 
 
 def is_compiling() -> bool:
@@ -31,10 +40,15 @@ def is_recording() -> bool:
 
 def is_transformed() -> bool:
     """Inside ``torch.func`` (vmap, jvp, ...) or forward-mode differentiation."""
-    return (torch._C._functorch.peek_interpreter_stack() is not None
-            or torch.autograd.forward_ad._current_level >= 0)
+    return (_peek_transforms() is not None
+            or getattr(torch.autograd.forward_ad, '_current_level', 0) >= 0)
 
 
 def is_observed() -> bool:
     """Under a ``TorchDispatchMode``: torch's FLOP counter, say, knows standard operators only."""
-    return torch._C._len_torch_dispatch_stack() > 0
+    return _count_modes() > 0
+
+
+def has_global_hook() -> bool:
+    """Whether a hook is registered for the modules of every kind."""
+    return any(_GLOBAL_HOOKS)

@@ -12,7 +12,6 @@ from glob import glob
 from typing import Callable
 
 from mmengine.config import Config, DictAction
-from mmengine.config.utils import MODULE2PACKAGE
 
 from .checkpoint import enforce_weights_only
 from .dist import die_with_launcher, leave_process_group, on_cpu
@@ -25,13 +24,13 @@ _SCOPE_PACKAGES = {
     'mmseg': 'mmsegmentation',
 }
 
+# Configs of this package by their name in a `_base_`, and their folder in a clone or a wheel.
+_OWN = 'mmcontext::'
+_CONFIGS = osp.join(osp.dirname(osp.dirname(osp.abspath(__file__))), '.mim', 'configs')
+
 # A full, read-only or forbidden place to write to: the message of the system says it.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
                 errno.ENOTDIR, errno.EEXIST)
-
-# Lets `_base_ = 'mmcontext::...'` find mmcontext/.mim. mmengine would look for the distribution
-# 'mmcontext' in site-packages, where an editable install has none; a module it can find.
-MODULE2PACKAGE.setdefault('mmcontext', 'mmcontext.version')
 
 
 class _KeyValues(DictAction):
@@ -71,13 +70,17 @@ def load_config(args: argparse.Namespace) -> Config:
             installed, or where an option does not fit it.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if args.config.startswith(_OWN):
+        args.config = osp.join(_CONFIGS, args.config[len(_OWN):])
     if not osp.isfile(args.config):
         raise UserError(_unknown_config(args.config))
     try:
         cfg = Config.fromfile(args.config)
     except (ImportError, SyntaxError, OSError, ValueError) as error:
         # Also `_base_ = 'mmdet::...'` without mmdet, and a `_base_` that does not exist.
-        raise UserError(f'config {args.config} cannot be read: {error}') from error
+        cure = ('; mmengine needs it, from: pip install "setuptools<82"'
+                if getattr(error, 'name', None) == 'pkg_resources' else '')
+        raise UserError(f'config {args.config} cannot be read: {error}{cure}') from error
     try:
         cfg.merge_from_dict(args.cfg_options or {})
     except (LookupError, TypeError) as error:
@@ -96,7 +99,10 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def _unknown_config(path: str) -> str:
-    known = glob('configs/*/*.py')
+    # In a clone as its path, elsewhere as the package has it.
+    known = glob('configs/*/*.py') or [
+        _OWN + osp.relpath(name, _CONFIGS).replace(osp.sep, '/')
+        for name in glob(osp.join(_CONFIGS, '*', '*.py'))]
     by_name = {osp.basename(name): name for name in known}
     near = difflib.get_close_matches(osp.basename(path), by_name, n=1, cutoff=0.7)
     hint = f'; did you mean {by_name[near[0]]}?' if near else ''

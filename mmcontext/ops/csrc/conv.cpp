@@ -4,7 +4,6 @@
 #include <ATen/ATen.h>
 
 #include <array>
-#include <optional>
 #include <vector>
 
 #include "epilogue.h"
@@ -34,13 +33,13 @@ int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t pad, int6
   return room / stride + 1;
 }
 
-Tensor conv_norm_act(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+Tensor conv_norm_act(const Tensor& x, const Tensor& weight, const c10::optional<Tensor>& bias,
                      at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                     int64_t groups, const std::optional<Tensor>& mean,
-                     const std::optional<Tensor>& variance,
-                     const std::optional<Tensor>& norm_weight,
-                     const std::optional<Tensor>& norm_bias, double eps,
-                     const std::optional<Tensor>& residual, c10::string_view activation) {
+                     int64_t groups, const c10::optional<Tensor>& mean,
+                     const c10::optional<Tensor>& variance,
+                     const c10::optional<Tensor>& norm_weight,
+                     const c10::optional<Tensor>& norm_bias, double eps,
+                     const c10::optional<Tensor>& residual, c10::string_view activation) {
   TORCH_CHECK(x.dim() == 4 && x.scalar_type() == at::kFloat && by_pixel(x),
               "x must be a float32 [B, C, H, W], channels-last");
   TORCH_CHECK(weight.dim() == 4 && weight.scalar_type() == at::kFloat &&

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <c10/util/Optional.h>  // std::optional from torch 2.5 on
 
-#include <optional>
 #include <vector>
 
 #include "kernels.h"
@@ -16,11 +16,11 @@ Activation activation_of(c10::string_view name);
 bool by_pixel(const at::Tensor& x);
 
 // Null where there is none.
-const float* per_channel(const std::optional<at::Tensor>& t, int64_t channels, const char* name);
+const float* per_channel(const c10::optional<at::Tensor>& t, int64_t channels, const char* name);
 
 // Of a batch norm; no mean: no norm.
 struct Norm {
-  const std::optional<at::Tensor>&mean, &variance, &weight, &bias;
+  const c10::optional<at::Tensor>&mean, &variance, &weight, &bias;
   double eps;
 };
 

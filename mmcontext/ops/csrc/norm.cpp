@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
 #include <vector>
 
 #include "epilogue.h"
@@ -24,7 +23,7 @@ Activation activation_of(c10::string_view name) {
 
 bool by_pixel(const Tensor& x) { return x.is_contiguous(at::MemoryFormat::ChannelsLast); }
 
-const float* per_channel(const std::optional<Tensor>& t, int64_t channels, const char* name) {
+const float* per_channel(const c10::optional<Tensor>& t, int64_t channels, const char* name) {
   if (!t) return nullptr;
   TORCH_CHECK(t->scalar_type() == at::kFloat && t->is_contiguous() && t->numel() == channels,
               name, " must be float32 [C]");
@@ -81,7 +80,7 @@ void check_input(const Tensor& x, const Tensor& out) {
 
 // scale and shift: of C channels, or of B * C.
 void apply(const Tensor& x, const std::vector<float>& scale, const std::vector<float>& shift,
-           const std::optional<Tensor>& residual, Activation activation, const Tensor& out) {
+           const c10::optional<Tensor>& residual, Activation activation, const Tensor& out) {
   if (x.numel() == 0) return;
   Affine plan{};
   plan.activation = activation;
@@ -101,12 +100,12 @@ void apply(const Tensor& x, const std::vector<float>& scale, const std::vector<f
 }
 
 Tensor batch_norm_act(const Tensor& x, const Tensor& mean, const Tensor& variance,
-                      const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
-                      double eps, const std::optional<Tensor>& residual,
+                      const c10::optional<Tensor>& weight, const c10::optional<Tensor>& bias,
+                      double eps, const c10::optional<Tensor>& residual,
                       c10::string_view activation, Tensor out) {
   check_input(x, out);
   if (residual) check_same(x, *residual, "residual");
-  const std::optional<Tensor> means = mean, variances = variance;
+  const c10::optional<Tensor> means = mean, variances = variance;
   std::vector<float> scale, shift;
   scale_and_shift({means, variances, weight, bias, eps}, x.size(1), scale, shift);
   apply(x, scale, shift, residual, activation_of(activation), out);
@@ -150,8 +149,8 @@ std::vector<double> group_sums(const Tensor& x, int64_t groups, const std::vecto
   return sums;
 }
 
-Tensor group_norm_act(const Tensor& x, int64_t groups, const std::optional<Tensor>& weight,
-                      const std::optional<Tensor>& bias, double eps, c10::string_view activation,
+Tensor group_norm_act(const Tensor& x, int64_t groups, const c10::optional<Tensor>& weight,
+                      const c10::optional<Tensor>& bias, double eps, c10::string_view activation,
                       Tensor out) {
   check_input(x, out);
   const int64_t batch = x.size(0), channels = x.size(1);

@@ -2,6 +2,7 @@
 // Their schemas, their fake kernels and the backends that are written in Python stand in
 // local_aggregation/*.py; a call that falls to the compiled kernels does not enter Python.
 #include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 #include <torch/version.h>

@@ -76,7 +76,7 @@ def _dilate(weight: Tensor, geometry: ConvGeometry) -> Tensor:
     if max(geometry.dilation) == 1:
         return weight
     dilated = weight.new_zeros(weight.shape[:2] + geometry.extent)
-    taps = tuple(slice(None, None, d) for d in geometry.dilation)
+    taps = tuple([slice(None, None, d) for d in geometry.dilation])
     dilated[(slice(None), slice(None)) + taps] = weight
     return dilated
 
@@ -114,7 +114,7 @@ def fft_conv_impl(x: Tensor, weight: Tensor, bias: Optional[Tensor],
             torch.fft.rfftn(x.to(dtype), s=size, dim=axes),
             torch.fft.rfftn(kernel, dim=axes).conj(), geometry.groups)
         out = torch.fft.irfftn(spectrum, s=size, dim=axes)
-        keep = tuple(slice(0, n, s) for n, s in zip(geometry.full_out_size, geometry.stride))
+        keep = tuple([slice(0, n, s) for n, s in zip(geometry.full_out_size, geometry.stride)])
         out = out[(slice(None), slice(None)) + keep]
         if bias is not None:
             out = out + bias.to(dtype).view(-1, *(1, ) * geometry.dim)
@@ -125,8 +125,8 @@ def fft_conv_impl(x: Tensor, weight: Tensor, bias: Optional[Tensor],
 def direct_conv_impl(x: Tensor, weight: Tensor, bias: Optional[Tensor],
                      geometry: ConvGeometry) -> Tensor:
     """:func:`direct_conv` on checked arguments."""
-    if all(left == right for left, right in geometry.padding):
-        padding = tuple(left for left, _ in geometry.padding)
+    if all([left == right for left, right in geometry.padding]):
+        padding = tuple([left for left, _ in geometry.padding])
     else:
         padding = 0
         x = F.pad(x, [n for pair in reversed(geometry.padding) for n in pair])

@@ -1,4 +1,7 @@
-"""Arguments of an N-dimensional convolution, checked and brought to one form."""
+"""Arguments of an N-dimensional convolution, checked and brought to one form.
+
+(Lists inside ``tuple`` and ``any`` for torch.compile: that of torch 2.15 gives up on generators.)
+"""
 import bisect
 from functools import lru_cache
 from typing import NamedTuple, Optional, Sequence, Tuple, Union
@@ -39,15 +42,15 @@ class ConvGeometry(NamedTuple):
         A circular correlation is right as soon as what overhangs on either side wraps into
         zeros, and both sides may wrap into the same zeros; so the larger padding is enough.
         """
-        return tuple(
+        return tuple([
             fast_fft_size(max(n + max(pad), k, m))
-            for n, pad, k, m in zip(self.size, self.padding, self.extent, self.full_out_size))
+            for n, pad, k, m in zip(self.size, self.padding, self.extent, self.full_out_size)])
 
     @property
     def full_out_size(self) -> Tuple[int, ...]:
         """Output side at stride one."""
-        return tuple(n + pad[0] + pad[1] - k + 1
-                     for n, pad, k in zip(self.size, self.padding, self.extent))
+        return tuple([n + pad[0] + pad[1] - k + 1
+                      for n, pad, k in zip(self.size, self.padding, self.extent)])
 
 
 @lru_cache(maxsize=None)
@@ -95,17 +98,17 @@ def resolve_padding(padding: Padding, extent: Sequence[int]) -> Tuple[Tuple[int,
     dim = len(extent)
     if isinstance(padding, str):
         if padding == 'same':
-            return tuple(((k - 1) // 2, k - 1 - (k - 1) // 2) for k in extent)
+            return tuple([((k - 1) // 2, k - 1 - (k - 1) // 2) for k in extent])
         if padding == 'causal':
-            return tuple((k - 1, 0) for k in extent)
+            return tuple([(k - 1, 0) for k in extent])
         raise ValueError(f"padding must be 'same', 'causal' or numbers, got {padding!r}")
     if isinstance(padding, int):
         padding = (padding, ) * dim
     if not isinstance(padding, Sequence) or len(padding) != dim:
         raise ValueError(f'padding must have an entry for each of the {dim} spatial axes, '
                          f'got {padding!r}')
-    return tuple(per_axis(f'padding of axis {axis}', sides, 2, 0)
-                 for axis, sides in enumerate(padding))
+    return tuple([per_axis(f'padding of axis {axis}', sides, 2, 0)
+                  for axis, sides in enumerate(padding)])
 
 
 def conv_geometry(x: Tensor,
@@ -145,14 +148,14 @@ def conv_geometry(x: Tensor,
     size, kernel = tuple(x.shape[2:]), tuple(weight.shape[2:])
     stride = per_axis('stride', stride, dim, 1)
     dilation = per_axis('dilation', dilation, dim, 1)
-    extent = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel))
+    extent = tuple([d * (k - 1) + 1 for d, k in zip(dilation, kernel)])
     pairs = resolve_padding(padding, extent)
-    out_size = tuple((n + left + right - k) // s + 1
-                     for n, (left, right), k, s in zip(size, pairs, extent, stride))
-    if any(n < 1 for n in (*size, *kernel)):
+    out_size = tuple([(n + left + right - k) // s + 1
+                      for n, (left, right), k, s in zip(size, pairs, extent, stride)])
+    if any([n < 1 for n in (*size, *kernel)]):
         raise ValueError(f'the spatial axes of x and weight must not be empty, got sizes {size} '
                          f'and {kernel}')
-    if any(n < 1 for n in out_size):
+    if any([n < 1 for n in out_size]):
         raise ValueError(f'the kernel, of extent {extent}, must fit into the padded input; x has '
                          f'size {size} and padding {pairs}')
     return ConvGeometry(size, kernel, extent, stride, pairs, dilation, groups, out_size)

@@ -5,6 +5,7 @@ from typing import Dict, NamedTuple, Optional, Protocol, Tuple
 import torch
 from torch import Tensor
 
+from mmcontext.ops import native_library
 from mmcontext.ops.arguments import output_size
 
 BACKEND_VARIABLE = 'MMCONTEXT_BACKEND'
@@ -95,6 +96,8 @@ def choose(x: Tensor, w: Tensor, geometry: Geometry, forced: str = '') -> Tuple[
     for name in _PREFERENCE.get(x.device.type, ('torch', )):
         backend = _BACKENDS.get(name)
         if backend is not None and backend.refuse(x, w, geometry) is None:
+            if x.is_cpu and name != 'native':
+                native_library.warn_if_missing()
             return name, backend
     raise RuntimeError(f'no backend of local_aggregation serves {x.dtype} on {x.device}')
 
