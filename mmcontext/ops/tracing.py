@@ -1,5 +1,8 @@
 """Whether a graph is being recorded, on every supported version of torch."""
+from typing import Any
+
 import torch
+from torch.fx import Proxy
 
 # torch.compiler has them from 2.2 on; dynamo had its own before.
 _is_compiling = getattr(torch.compiler, 'is_compiling', None)
@@ -38,3 +41,9 @@ def is_transformed() -> bool:
 def is_observed() -> bool:
     """Under a ``TorchDispatchMode``: torch's FLOP counter, say, knows standard operators only."""
     return torch._C._len_torch_dispatch_stack() > 0
+
+
+def is_symbolic(value: Any) -> bool:
+    """A stand-in of ``torch.fx``: operations on it are written down, and nothing can be asked
+    of its shape."""
+    return isinstance(value, Proxy)

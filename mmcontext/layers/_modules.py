@@ -1,0 +1,34 @@
+"""Whether calling a module is no more than computing with its tensors.
+
+Layers take short cuts past the modules they are made of. Whoever hooks, prunes, reparametrises
+or replaces such a module, or its forward, has it called.
+"""
+from typing import Optional
+
+from torch import nn
+from torch.nn.modules import module as _module
+
+_GLOBAL_HOOKS = [getattr(_module, name) for name in (
+    '_global_forward_hooks', '_global_forward_pre_hooks', '_global_backward_hooks',
+    '_global_backward_pre_hooks')]
+
+
+def has_global_hooks() -> bool:
+    """Whether hooks are registered on all modules."""
+    return any(_GLOBAL_HOOKS)
+
+
+def is_touched(module: Optional[nn.Module]) -> bool:
+    """Whether anybody looks into a module or has changed what calling it does.
+
+    Pruning, spectral and weight norm are hooks; activation checkpointing replaces ``forward``.
+    Parametrisations change the class, which is for the caller to look at.
+    """
+    return module is not None and (
+        bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+             or module._backward_pre_hooks) or 'forward' in module.__dict__)
+
+
+def is_plain(module: nn.Module, kind: type) -> bool:
+    """Whether a module is of that very class and nobody would notice that it is not called."""
+    return type(module) is kind and not is_touched(module) and not has_global_hooks()
