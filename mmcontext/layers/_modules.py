@@ -6,6 +6,7 @@ or replaces such a module, or its forward, has it called.
 from typing import Optional
 
 from torch import nn
+from torch.fx import Proxy
 from torch.nn.modules import module as _module
 
 _GLOBAL_HOOKS = [getattr(_module, name) for name in (
@@ -27,6 +28,19 @@ def is_touched(module: Optional[nn.Module]) -> bool:
     return module is not None and (
         bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
              or module._backward_pre_hooks) or 'forward' in module.__dict__)
+
+
+def as_one_node(module: nn.Module, x: Proxy) -> Proxy:
+    """The call of a module in the graph that ``torch.fx`` is recording, without looking inside.
+
+    Raises:
+        ValueError: The module is all that is being traced.
+    """
+    path = x.tracer.path_of_module(module)
+    if not path:
+        raise ValueError(f'{type(module).__name__} is one node in a graph of torch.fx: trace a '
+                         'module that contains it, such as nn.Sequential(layer)')
+    return x.tracer.create_proxy('call_module', path, (x, ), {})
 
 
 def is_plain(module: nn.Module, kind: type) -> bool:

@@ -1,5 +1,6 @@
 """Whether a graph is being recorded, on every supported version of torch."""
-from typing import Any
+import contextlib
+from typing import Any, Iterator
 
 import torch
 from torch.fx import Proxy
@@ -41,6 +42,17 @@ def is_transformed() -> bool:
 def is_observed() -> bool:
     """Under a ``TorchDispatchMode``: torch's FLOP counter, say, knows standard operators only."""
     return torch._C._len_torch_dispatch_stack() > 0
+
+
+@contextlib.contextmanager
+def untraced() -> Iterator[None]:
+    """Within it ``torch.jit.trace`` writes nothing down."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)
 
 
 def is_symbolic(value: Any) -> bool:
