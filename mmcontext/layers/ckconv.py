@@ -1,4 +1,5 @@
 """Convolutions whose kernel is sampled from a network on coordinates."""
+import contextlib
 import math
 from typing import Iterator, List, Optional, Sequence, Tuple, Type, Union
 
@@ -332,10 +333,12 @@ class CKConvNd(nn.Module):
                torch.is_inference_mode_enabled())
         if self._positions is not None and self._positions[0] == key:
             return self._positions[1]
-        axes = [_axis_positions(n, self.resolution, self.causal)[start:stop]
-                for n, (start, stop) in zip(self._length, window)]
-        grid = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1).flatten(0, -2)
-        grid = grid.to(device, dtype)
+        # A trace holds them as a constant, whether or not they are known from before.
+        with untraced() if torch.jit.is_tracing() else contextlib.nullcontext():
+            axes = [_axis_positions(n, self.resolution, self.causal)[start:stop]
+                    for n, (start, stop) in zip(self._length, window)]
+            grid = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1).flatten(0, -2)
+            grid = grid.to(device, dtype)
         if has_values(grid):
             self._positions = (key, grid)
         return grid
