@@ -1,16 +1,22 @@
 """Convolutions whose kernel is sampled from a network on coordinates."""
 import contextlib
 import math
-from typing import Iterator, List, Optional, Sequence, Tuple, Type, Union
+from typing import List, Optional, Sequence, Tuple, Type, Union
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.parametrize import is_parametrized
 
+from mmcontext.layers._kernel_state import (
+    divide_weight,
+    has_values,
+    is_watched,
+    same_values,
+    tensors_of,
+    values_of,
+)
 from mmcontext.layers._modules import as_one_node, has_global_hooks, is_touched
-from mmcontext.ops import native_library
 from mmcontext.ops.arguments import per_axis
 from mmcontext.ops.fft_conv import convolve
 from mmcontext.ops.tracing import is_compiling, is_symbolic, untraced
@@ -49,56 +55,6 @@ def _axis_positions(length: int, resolution: float, causal: bool) -> Tensor:
     if causal:
         return 1 - step * torch.arange(taps - 1, -1, -1, **options)
     return step * torch.arange(-(taps // 2), taps // 2 + 1, **options)
-
-
-def has_values(tensor: Tensor) -> bool:
-    """Whether numbers can be read from it: neither meta nor a stand-in for recording a graph."""
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.device.type != 'meta'
-
-
-def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    """Parameters and buffers, several times faster than asking for them by name.
-
-    Finding out that a kernel may be kept has to be cheaper than sampling it.
-    """
-    # The copies that DataParallel makes have their parameters elsewhere.
-    parameters = module.__dict__.get('_former_parameters') or module._parameters
-    for tensors in (parameters, module._buffers):
-        for tensor in tensors.values():
-            if tensor is not None:
-                yield tensor
-    for child in module._modules.values():
-        yield from _tensors_of(child)
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether anybody would notice that a module, or one in it, is not called."""
-    return is_touched(module) or any(map(_is_watched, module._modules.values()))
-
-
-def _divide_weight(linear: nn.Module, divisor: float) -> None:
-    """Divide the weight of a linear layer, also where it is computed from other parameters."""
-    if is_parametrized(linear, 'weight'):
-        linear.weight = linear.weight / divisor
-        return
-    # The last two are what pruning and weight norm make the weight of.
-    for module in linear.modules():
-        for name in ('weight', 'weight_orig', 'weight_g'):
-            if name in module._parameters:
-                module._parameters[name].div_(divisor)
-                return
-
-
-def _values(tensors: Sequence[Tensor]) -> Tensor:
-    """The values of all tensors, in one axis."""
-    return torch.cat([t.reshape(-1) for t in tensors])
-
-
-def _same_values(tensors: Sequence[Tensor], values: Tensor) -> bool:
-    """Whether the tensors, on the same device, still have those values."""
-    if values.device.type == 'cpu' and not native_library.UNAVAILABLE:
-        return torch.ops.mmcontext_native.same_values(tensors, values)
-    return torch.equal(_values(tensors), values)
 
 
 class CKConvNd(nn.Module):
@@ -312,7 +268,7 @@ class CKConvNd(nn.Module):
             if not self.separable:
                 fan_in *= self.in_channels // self.groups
             with torch.no_grad():
-                _divide_weight(self.kernel_net.output_linear, math.sqrt(fan_in))
+                divide_weight(self.kernel_net.output_linear, math.sqrt(fan_in))
                 self.initialized.fill_(1)
 
     def _taps(self) -> Tuple[int, ...]:
@@ -325,7 +281,7 @@ class CKConvNd(nn.Module):
 
     def _kernel_inputs(self) -> List[Tensor]:
         """Every tensor that the sampled kernel is a function of."""
-        return list(_tensors_of(self.kernel_net))
+        return list(tensors_of(self.kernel_net))
 
     def _grid(self, window: Window, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Positions [M, dim] of the taps inside ``window``, kept between calls."""
@@ -392,7 +348,7 @@ class CKConvNd(nn.Module):
         inputs = self._kernel_inputs()
         recorded = is_compiling() or torch.jit.is_tracing() or not has_values(inputs[0])
         if (not self.cache or self.training or recorded or has_global_hooks()
-                or _is_watched(self.kernel_net) or is_touched(self.kernel_tap)
+                or is_watched(self.kernel_net) or is_touched(self.kernel_tap)
                 or (torch.is_grad_enabled() and any(t.requires_grad for t in inputs))):
             window = self._window()
             return self.kernel_tap(self._sample(window)), window
@@ -400,10 +356,10 @@ class CKConvNd(nn.Module):
         # exponential moving averages are swapped in just so.
         key = (self._length, self.resolution, inputs[0].device, [t.dtype for t in inputs],
                torch.is_inference_mode_enabled())
-        if self._kept is None or self._kept[0] != key or not _same_values(inputs, self._kept[1]):
+        if self._kept is None or self._kept[0] != key or not same_values(inputs, self._kept[1]):
             window = self._window()
             with torch.no_grad():
-                self._kept = (key, _values(inputs), self._sample(window), window)
+                self._kept = (key, values_of(inputs), self._sample(window), window)
         return self._kept[2:]
 
     # -- the convolution ---------------------------------------------------------------------

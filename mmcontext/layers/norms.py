@@ -60,6 +60,9 @@ def _by_running_statistics(norm: nn.Module, x: Tensor) -> Tensor:
     if mean is None:
         like = x if norm.weight is None else norm.weight
         mean, variance = like.new_zeros(x.shape[1]), like.new_ones(x.shape[1])
+    elif norm.training:
+        # The next batch may move them before the backward of this one has read them.
+        mean, variance = mean.clone(), variance.clone()
     return F.batch_norm(x, mean, variance, norm.weight, norm.bias, training=False, eps=norm.eps)
 
 

@@ -46,6 +46,12 @@ def test_running_statistics_serve_and_stay(kind, shape):
     assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
 
 
+def test_the_next_batch_may_move_them_before_the_backward():
+    norm, x = batch_norm(), torch.randn(3, 6, 1, 1, dtype=torch.float64)
+    (normalise(norm, x[:1]).sum() + normalise(norm, x[1:]).sum()).backward()
+    assert norm.bias.grad.eq(3).all()
+
+
 @pytest.mark.parametrize('shape', [(2, 6, 1, 1), (1, 6, 1, 2)], ids=str)
 def test_two_values_have_statistics(shape):
     norm, x = batch_norm(), torch.randn(shape, dtype=torch.float64)

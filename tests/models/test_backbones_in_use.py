@@ -252,8 +252,9 @@ def layer_decay(make):
     model = nn.Module()
     model.backbone, model.head = make(), nn.Linear(2, 2)
     model.get_layer_depth = lambda name: model.backbone.get_layer_depth(name, 'backbone.')
+    optimizer = dict(type='SGD', lr=1., weight_decay=0.1)
     wrapper = LearningRateDecayOptimWrapperConstructor(
-        dict(optimizer=dict(type='SGD', lr=1., weight_decay=0.1)), dict(layer_decay_rate=0.5))(model)
+        dict(optimizer=optimizer), dict(layer_decay_rate=0.5))(model)
     rates = {group['param_name']: group['lr'] for group in wrapper.optimizer.param_groups}
     assert rates['head.weight'] == 1.
     ordered = [rates[f'backbone.{name}'] for name, _ in model.backbone.named_parameters()
