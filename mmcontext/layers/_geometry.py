@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcontext.ops.arguments import IntPair, per_axis
+from mmcontext.ops.tracing import is_symbolic
 
 
 def same_padding(kernel_size: Tuple[int, int], dilation: Tuple[int, int]) -> Tuple[int, int]:
@@ -66,7 +67,7 @@ class ContextLayer(nn.Module):
 
     def check_input(self, x: Tensor) -> None:
         """Raise unless the input is [B, in_channels, H, W]."""
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
+        if not is_symbolic(x) and (x.dim() != 4 or x.shape[1] != self.in_channels):
             raise ValueError(f'the input of {type(self).__name__} must be [B, {self.in_channels}, '
                              f'H, W], got shape {tuple(x.shape)}')
 

@@ -2,6 +2,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmcontext.ops.tracing import is_symbolic
+
 
 class BlurPool2d(nn.Module):
     """Anti-aliased subsampling: a fixed 3x3 binomial filter per channel, then the stride.
@@ -23,7 +25,7 @@ class BlurPool2d(nn.Module):
         self.register_buffer('filter', torch.outer(taps, taps), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        mode = 'reflect' if min(x.shape[-2:]) > 1 else 'replicate'
+        mode = 'reflect' if is_symbolic(x) or min(x.shape[-2:]) > 1 else 'replicate'
         channels = x.shape[1]
         weight = self.filter.to(x.dtype).expand(channels, 1, 3, 3)
         return F.conv2d(F.pad(x, (1, 1, 1, 1), mode=mode), weight, stride=self.stride,

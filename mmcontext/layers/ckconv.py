@@ -1,16 +1,25 @@
 """Convolutions whose kernel is sampled from a network on coordinates."""
+import contextlib
 import math
-from typing import Iterator, List, Optional, Sequence, Tuple, Type, Union
+from typing import List, Optional, Sequence, Tuple, Type, Union
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcontext.ops import native_library
+from mmcontext.layers._kernel_state import (
+    divide_weight,
+    has_values,
+    is_watched,
+    same_values,
+    tensors_of,
+    values_of,
+)
+from mmcontext.layers._modules import as_one_node, has_global_hooks, is_touched
 from mmcontext.ops.arguments import per_axis
 from mmcontext.ops.fft_conv import convolve
-from mmcontext.ops.tracing import is_compiling
+from mmcontext.ops.tracing import is_compiling, is_symbolic, untraced
 from mmcontext.registry import MODELS
 
 KernelSize = Union[str, int, Sequence[int]]
@@ -48,36 +57,6 @@ def _axis_positions(length: int, resolution: float, causal: bool) -> Tensor:
     return step * torch.arange(-(taps // 2), taps // 2 + 1, **options)
 
 
-def has_values(tensor: Tensor) -> bool:
-    """Whether numbers can be read from it: neither meta nor a stand-in for recording a graph."""
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.device.type != 'meta'
-
-
-def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    """Parameters and buffers, several times faster than asking for them by name.
-
-    Finding out that a kernel may be kept has to be cheaper than sampling it.
-    """
-    for tensors in (module._parameters, module._buffers):
-        for tensor in tensors.values():
-            if tensor is not None:
-                yield tensor
-    for child in module._modules.values():
-        yield from _tensors_of(child)
-
-
-def _values(tensors: Sequence[Tensor]) -> Tensor:
-    """The values of all tensors, in one axis."""
-    return torch.cat([t.reshape(-1) for t in tensors])
-
-
-def _same_values(tensors: Sequence[Tensor], values: Tensor) -> bool:
-    """Whether the tensors, on the same device, still have those values."""
-    if values.device.type == 'cpu' and not native_library.UNAVAILABLE:
-        return torch.ops.mmcontext_native.same_values(tensors, values)
-    return torch.equal(_values(tensors), values)
-
-
 class CKConvNd(nn.Module):
     """Continuous kernel convolution over ``dim`` axes; the base of the concrete classes.
 
@@ -110,7 +89,8 @@ class CKConvNd(nn.Module):
         method (str, optional): How to convolve, see :func:`mmcontext.ops.convolve`.
             Defaults to None: measured.
         cache (bool): In eval mode without gradients, sample the kernel once and keep it until
-            anything it depends on has changed. Defaults to True.
+            anything it depends on has changed. Not while the kernel network has hooks, which
+            want to run. Defaults to True.
         kernel_size_override (int | Sequence[int] | 'same', optional): Kernel size that wins over
             ``kernel_size``, the padding adapted, for callers that pass their own kernel size
             (conv_cfg). Defaults to None.
@@ -119,6 +99,8 @@ class CKConvNd(nn.Module):
 
     Half precision: use autocast, or :func:`freeze_kernels` first. ``.half()`` and ``.bfloat16()``
     round the frequencies of the kernel network, which are in the hundreds, and so its kernels.
+
+    In a graph of ``torch.fx`` the layer is one node.
     """
 
     dim: int
@@ -183,8 +165,10 @@ class CKConvNd(nn.Module):
             if bias:
                 nn.init.zeros_(self.channel_mixer.bias)
         length = (0, ) * self.dim if self.kernel_size == 'same' else self.kernel_size
-        self.register_buffer('train_length', torch.tensor(length))
-        self.register_buffer('initialized', torch.zeros(1, dtype=torch.bool))
+        # Floating-point, because averages of networks are taken of their buffers too, and
+        # integers would be rounded down and flags refused.
+        self.register_buffer('train_length', torch.tensor(length, dtype=torch.float))
+        self.register_buffer('initialized', torch.zeros(1))
         self._forget()
 
     # -- arguments ---------------------------------------------------------------------------
@@ -246,7 +230,11 @@ class CKConvNd(nn.Module):
 
     def _apply(self, *args, **kwargs):
         self._kept = self._positions = None
-        return super()._apply(*args, **kwargs)
+        length = self.train_length
+        super()._apply(*args, **kwargs)
+        if self.train_length.dtype != length.dtype:  # half precision would round it
+            self.train_length = length.to(self.train_length.device)
+        return self
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -259,15 +247,16 @@ class CKConvNd(nn.Module):
     # -- the kernel --------------------------------------------------------------------------
 
     @torch.compiler.disable
+    @untraced()
     def _first_look(self, size: Sequence[int]) -> None:
         """Fix the kernel's size and rescale the network's output, unless it is done already."""
-        seen = tuple(size) if self.causal else tuple(n | 1 for n in size)
+        seen = tuple(int(n) if self.causal else int(n) | 1 for n in size)
         if self.train_length.device.type == 'meta':
             self._length = seen if self.kernel_size == 'same' else self.kernel_size
             return
         if not has_values(self.train_length):
             raise RuntimeError(RUN_FIRST.format(type(self).__name__))
-        length = tuple(self.train_length.tolist())
+        length = tuple(round(n) for n in self.train_length.tolist())
         if not all(length):
             length = seen
             with torch.no_grad():
@@ -279,8 +268,8 @@ class CKConvNd(nn.Module):
             if not self.separable:
                 fan_in *= self.in_channels // self.groups
             with torch.no_grad():
-                self.kernel_net.output_linear.weight.div_(math.sqrt(fan_in))
-                self.initialized.fill_(True)
+                divide_weight(self.kernel_net.output_linear, math.sqrt(fan_in))
+                self.initialized.fill_(1)
 
     def _taps(self) -> Tuple[int, ...]:
         """Taps of the whole kernel, per axis."""
@@ -292,7 +281,7 @@ class CKConvNd(nn.Module):
 
     def _kernel_inputs(self) -> List[Tensor]:
         """Every tensor that the sampled kernel is a function of."""
-        return list(_tensors_of(self.kernel_net))
+        return list(tensors_of(self.kernel_net))
 
     def _grid(self, window: Window, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Positions [M, dim] of the taps inside ``window``, kept between calls."""
@@ -300,17 +289,19 @@ class CKConvNd(nn.Module):
                torch.is_inference_mode_enabled())
         if self._positions is not None and self._positions[0] == key:
             return self._positions[1]
-        axes = [_axis_positions(n, self.resolution, self.causal)[start:stop]
-                for n, (start, stop) in zip(self._length, window)]
-        grid = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1).flatten(0, -2)
-        grid = grid.to(device, dtype)
+        # A trace holds them as a constant, whether or not they are known from before.
+        with untraced() if torch.jit.is_tracing() else contextlib.nullcontext():
+            axes = [_axis_positions(n, self.resolution, self.causal)[start:stop]
+                    for n, (start, stop) in zip(self._length, window)]
+            grid = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1).flatten(0, -2)
+            grid = grid.to(device, dtype)
         if has_values(grid):
             self._positions = (key, grid)
         return grid
 
     def _sample(self, window: Window) -> Tensor:
         """The taps inside ``window``: [out, in / groups, *taps], [in, 1, *taps] if separable."""
-        weight = self.kernel_net.output_linear.weight
+        weight = self._kernel_inputs()[0]
         # The frequencies need more than half precision, whatever the model runs in.
         dtype = torch.promote_types(weight.dtype, torch.float32)
         positions = self._grid(window, weight.device, dtype)
@@ -356,18 +347,19 @@ class CKConvNd(nn.Module):
         """The kernel to use now, and its window; kept between calls where that is safe."""
         inputs = self._kernel_inputs()
         recorded = is_compiling() or torch.jit.is_tracing() or not has_values(inputs[0])
-        if not self.cache or self.training or recorded or (
-                torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
+        if (not self.cache or self.training or recorded or has_global_hooks()
+                or is_watched(self.kernel_net) or is_touched(self.kernel_tap)
+                or (torch.is_grad_enabled() and any(t.requires_grad for t in inputs))):
             window = self._window()
             return self.kernel_tap(self._sample(window)), window
         # Values, not version counters: an update through .data leaves no trace in those, and
         # exponential moving averages are swapped in just so.
         key = (self._length, self.resolution, inputs[0].device, [t.dtype for t in inputs],
                torch.is_inference_mode_enabled())
-        if self._kept is None or self._kept[0] != key or not _same_values(inputs, self._kept[1]):
+        if self._kept is None or self._kept[0] != key or not same_values(inputs, self._kept[1]):
             window = self._window()
             with torch.no_grad():
-                self._kept = (key, _values(inputs), self._sample(window), window)
+                self._kept = (key, values_of(inputs), self._sample(window), window)
         return self._kept[2:]
 
     # -- the convolution ---------------------------------------------------------------------
@@ -390,6 +382,8 @@ class CKConvNd(nn.Module):
         return tuple(pads)
 
     def forward(self, x: Tensor) -> Tensor:
+        if is_symbolic(x):
+            return as_one_node(self, x)
         if x.dim() != self.dim + 2 or x.shape[1] != self.in_channels:
             raise ValueError(f'{type(self).__name__} takes [B, {self.in_channels}] and {self.dim} '
                              f'spatial axes, got shape {tuple(x.shape)}')
@@ -417,7 +411,7 @@ class CKConvNd(nn.Module):
         conv = _CONV[self.dim](
             self.in_channels, kernel.shape[0], kernel.shape[2:], self.stride,
             dilation=self.dilation, groups=groups, bias=self.bias is not None)
-        conv.to(self.kernel_net.output_linear.weight)
+        conv.to(self._kernel_inputs()[0])
         conv.weight.copy_(kernel)
         if self.bias is not None:
             conv.bias.copy_(self.bias)

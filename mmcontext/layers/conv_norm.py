@@ -1,25 +1,22 @@
 """Convolution, norm and activation, which are one pass at inference on the CPU.
 
-Everywhere else, and wherever a module is not what is known here or has hooks, the modules are
-called one after the other.
+Everywhere else, and wherever a module is not what is known here or somebody has hooked or
+changed it, the modules are called one after the other.
 """
 import platform
-from typing import Optional, Sequence, Tuple
+from typing import Iterable, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import ConvModule, build_activation_layer, build_norm_layer
+from mmcv.cnn import ConvModule, build_activation_layer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmcontext.layers._modules import has_global_hooks, is_touched
+from mmcontext.layers.norms import build_norm, fit_norm_cfg, lacks_statistics, normalise
 from mmcontext.ops import native_library
 from mmcontext.ops.arguments import output_size
-from mmcontext.ops.tracing import (
-    has_global_hook,
-    is_compiling,
-    is_observed,
-    is_transformed,
-)
+from mmcontext.ops.tracing import is_compiling, is_observed, is_symbolic, is_transformed
 
 _ACTIVATIONS = {type(None): 'none', nn.Identity: 'none', nn.ReLU: 'relu', nn.SiLU: 'silu'}
 _NORMS = (_BatchNorm, nn.GroupNorm)
@@ -40,7 +37,7 @@ def at_inference(x: Tensor) -> bool:
     return (type(x) is Tensor and x.dtype is torch.float32 and x.is_cpu and x.dim() == 4
             and not (torch.is_grad_enabled() or is_compiling() or torch.jit.is_tracing()
                      or is_transformed() or is_observed() or _is_autocast()
-                     or has_global_hook()))
+                     or has_global_hooks()))
 
 
 def _layout(x: Tensor) -> Optional[torch.memory_format]:
@@ -67,18 +64,14 @@ def channel_means(*maps: Tensor) -> Tensor:
     return sum(x.mean(dim=(2, 3), keepdim=True) for x in maps)
 
 
-def _hooked(module: Optional[nn.Module]) -> bool:
-    return module is not None and bool(module._forward_hooks or module._forward_pre_hooks)
-
-
 def _is_nothing(module: nn.Module) -> bool:
-    return type(module) is nn.Identity and not _hooked(module)
+    return type(module) is nn.Identity and not is_touched(module)
 
 
 def _convolve(conv: nn.Module, x: Tensor) -> Tensor:
     """``conv(x)``; a stride of a 1x1 convolution is taken first, as oneDNN steps slowly."""
     if (type(conv) is nn.Conv2d and conv.kernel_size == (1, 1) and conv.stride != (1, 1)
-            and conv.padding == (0, 0) and not _hooked(conv)):
+            and conv.padding == (0, 0) and not is_touched(conv)):
         x = x[:, :, ::conv.stride[0], ::conv.stride[1]].contiguous(
             memory_format=_layout(x) or torch.contiguous_format)
         return F.conv2d(x, conv.weight, conv.bias, groups=conv.groups)
@@ -96,7 +89,7 @@ def _convolved_by_pixel(conv: nn.Module, x: Tensor) -> bool:
     It is where oneDNN would lay out weights for long that few pixels read, and level with it
     elsewhere; narrow groups, narrow outputs of large kernels, and single pixels are oneDNN's.
     """
-    if (not _CONVOLVES or type(conv) is not nn.Conv2d or _hooked(conv)
+    if (not _CONVOLVES or type(conv) is not nn.Conv2d or is_touched(conv)
             or conv.padding_mode != 'zeros' or type(conv.padding) is not tuple
             or _layout(x) is not torch.channels_last
             or x.shape[0] * x.shape[2] * x.shape[3] < 8):
@@ -113,7 +106,7 @@ def _convolved_by_pixel(conv: nn.Module, x: Tensor) -> bool:
 def _statistics(norm: Optional[nn.Module]) -> Optional[tuple]:
     """Mean, variance, weight, bias and eps of a batch norm that takes them as they are, or None."""
     if (not isinstance(norm, _BatchNorm) or type(norm).forward is not _BatchNorm.forward
-            or norm.training or _hooked(norm)):
+            or norm.training or is_touched(norm)):
         return None
     mean, variance = norm._buffers['running_mean'], norm._buffers['running_var']
     if mean is None or mean.dtype is not torch.float32:
@@ -136,7 +129,8 @@ def _norm_act(x: Tensor, norm: nn.Module, act: Optional[nn.Module], residual: Op
             or layout is None or not _fits(residual, x.shape, layout)):
         return None
     kernels, activation = torch.ops.mmcontext_native, _ACTIVATIONS[type(act)]
-    if type(norm) is nn.GroupNorm and residual is None and not _hooked(norm):
+    if (type(norm) is nn.GroupNorm and residual is None and not is_touched(norm)
+            and not lacks_statistics(norm, x)):
         return kernels.group_norm_act(x, norm.num_groups, norm._parameters['weight'],
                                       norm._parameters['bias'], norm.eps, activation,
                                       out=x if overwrite else torch.empty_like(x))
@@ -172,7 +166,7 @@ def _first_together(x: Tensor, modules: Sequence[nn.Module], residual: Optional[
     else:
         return None, 0
     act = modules[count] if count < len(modules) else None
-    if type(act) not in _ACTIVATIONS or _hooked(act):
+    if type(act) not in _ACTIVATIONS or is_touched(act):
         act = None
     added = residual if act is not None and count + 1 == len(modules) else None
     if conv is None:
@@ -182,6 +176,23 @@ def _first_together(x: Tensor, modules: Sequence[nn.Module], residual: Optional[
             act = added = None
         y = _conv_norm_act(x, conv, statistics, act, added)
     return y, count + (act is not None)
+
+
+def _looked_into(modules: Iterable[nn.Module]) -> bool:
+    """Whether somebody may have kept an output of the modules, or of the modules in them."""
+    return has_global_hooks() or any(
+        is_touched(part) for module in modules for part in module.modules())
+
+
+def add_to_output(x: Tensor, residual: Tensor, makers: Iterable[nn.Module]) -> Tensor:
+    """``x + residual``, in place where ``x`` is nobody else's.
+
+    Args:
+        makers: Whose output ``x`` is; none of them may keep it for its backward.
+    """
+    if is_symbolic(x) or x.dtype != residual.dtype or _looked_into(makers):
+        return x + residual
+    return x.add_(residual)
 
 
 def fused(x: Tensor, *modules: nn.Module, residual: Optional[Tensor] = None,
@@ -198,8 +209,7 @@ def fused(x: Tensor, *modules: nn.Module, residual: Optional[Tensor] = None,
     index, last = 0, len(modules) - 1
     while index <= last:
         if index == last and residual is not None:
-            # In place: no module before keeps its output for its backward.
-            x = x.add_(residual) if x.dtype == residual.dtype else x + residual
+            x = add_to_output(x, residual, modules[:index])
         if fast:
             y, count = _first_together(x, modules[index:], residual, overwrite)
             if y is not None:
@@ -208,9 +218,14 @@ def fused(x: Tensor, *modules: nn.Module, residual: Optional[Tensor] = None,
                 index += count
                 continue
         module = modules[index]
-        x = _convolve(module, x) if fast else module(x)
+        if getattr(module, 'inplace', False) and index and _looked_into(modules[:index]):
+            x = x.clone()
+        if fast and type(module) is nn.Conv2d:
+            x = _convolve(module, x)
+        else:
+            x = normalise(module, x)
         # A hook may have kept the output.
-        overwrite = type(module) is nn.Conv2d and not _hooked(module)
+        overwrite = type(module) is nn.Conv2d and not is_touched(module)
         index += 1
     return x
 
@@ -224,15 +239,27 @@ class FusedSequential(nn.Sequential):
 
 
 class FusedConvModule(ConvModule):
-    """mmcv's ``ConvModule`` that at inference runs its modules together."""
+    """mmcv's ``ConvModule`` that at inference runs its modules together.
+
+    Args: as ``ConvModule``; ``norm_cfg`` is fitted to ``out_channels``.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *args,
+                 norm_cfg: Optional[dict] = None, **kwargs) -> None:
+        super().__init__(in_channels, out_channels, *args, **kwargs,
+                         norm_cfg=norm_cfg and fit_norm_cfg(norm_cfg, out_channels))
 
     def forward(self, x: Tensor, activate: bool = True, norm: bool = True) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""
-        usual = (activate and norm and self.with_norm and self.with_activation
-                 and self.order == ('conv', 'norm', 'act') and not self.with_explicit_padding)
-        if not usual or not at_inference(x):
+        if (self.order != ('conv', 'norm', 'act') or self.with_explicit_padding
+                or getattr(self, 'efficient_conv_bn_eval_forward', None) is not None):
             return super().forward(x, activate, norm)
-        return fused(x, self.conv, self.norm, self.activate)
+        modules = [self.conv]
+        if norm and self.with_norm:
+            modules.append(self.norm)
+        if activate and self.with_activation:
+            modules.append(self.activate)
+        return fused(x, *modules)
 
 
 def conv_norm_act(in_channels: int, out_channels: int, kernel_size, norm_cfg: Optional[dict],
@@ -244,7 +271,7 @@ def conv_norm_act(in_channels: int, out_channels: int, kernel_size, norm_cfg: Op
     """
     modules = [
         nn.Conv2d(in_channels, out_channels, kernel_size, **conv_options),
-        build_norm_layer(norm_cfg or dict(type='BN'), out_channels)[1]
+        build_norm(norm_cfg, out_channels)
     ]
     if act_cfg is not None:
         modules.append(build_activation_layer(act_cfg))

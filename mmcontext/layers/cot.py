@@ -2,11 +2,11 @@ from typing import Optional
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
 from mmcontext.layers.conv_norm import FusedSequential, channel_means, conv_norm_act, fused
 from mmcontext.layers._geometry import DynamicKernelLayer, IntPair, same_padding
+from mmcontext.layers.norms import build_norm
 from mmcontext.ops import local_aggregation
 from mmcontext.registry import MODELS
 
@@ -35,8 +35,9 @@ class CoT2d(DynamicKernelLayer):
         groups: Must be 1.
         bias: Whether to add a bias to the output. Defaults to False.
         cardinality: 1 for CoT, 2 for CoXt. Defaults to 1.
-        norm_cfg: Norm of key, value and embeddings. Defaults to BN. (The kernels have a
-            group norm of their own.)
+        norm_cfg: Norm of key, value, embeddings and attention, see
+            :func:`mmcontext.layers.norms.fit_norm_cfg`. Defaults to BN. (The kernels have a group
+            norm of their own.)
         kernel_size_override: Kernel size in place of ``kernel_size``, for callers that
             fix it; the output size stays.
 
@@ -80,7 +81,7 @@ class CoT2d(DynamicKernelLayer):
                                    bias=False)
         self.value = conv_norm_act(in_channels, in_channels, 1, norm_cfg, None,
                                    groups=cardinality, bias=False)
-        self.norm = build_norm_layer(norm_cfg or dict(type='BN'), in_channels)[1]
+        self.norm = build_norm(norm_cfg, in_channels)
         self.act = nn.SiLU()
         # Behind self.norm: mmcv's fuse_conv_bn takes a norm for that of the convolution before it.
         self.span = nn.Conv2d(half, kernel_groups * taps, 1, groups=cardinality)
@@ -97,14 +98,15 @@ class CoT2d(DynamicKernelLayer):
         return torch.stack((x, key), dim=2).flatten(1, 2)
 
     def _aggregate(self, value: Tensor, kernels: Tensor) -> Tensor:
-        halves = zip(value.chunk(self.cardinality, 1), kernels.chunk(self.cardinality, 1))
-        parts = [
+        values, kernels = (t.chunk(self.cardinality, 1) for t in (value, kernels))
+        parts = []
+        for half in range(self.cardinality):
             # (Not unflatten: behind it the ONNX exporter takes all sizes for constants.)
-            local_aggregation(v, k.view(k.shape[0], *self._kernel_shape, k.shape[2], k.shape[3]),
-                              self.kernel_size, padding=self.padding, dilation=self.dilation,
-                              share='interleaved')
-            for v, k in halves
-        ]
+            k = kernels[half]
+            k = k.view(k.shape[0], *self._kernel_shape, k.shape[2], k.shape[3])
+            parts.append(local_aggregation(values[half], k, self.kernel_size,
+                                           padding=self.padding, dilation=self.dilation,
+                                           share='interleaved'))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def forward(self, x: Tensor) -> Tensor:

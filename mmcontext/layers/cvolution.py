@@ -4,8 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmcontext.layers._modules import is_plain
 from mmcontext.layers.involution import Involution2d
 from mmcontext.ops.arguments import IntPair
+from mmcontext.ops.tracing import is_symbolic
 from mmcontext.registry import MODELS
 
 _GATE_KERNEL = 3
@@ -47,11 +49,13 @@ class CVolution2d(Involution2d):
 
     def gate_values(self, x: Tensor) -> Tensor:
         """The gate [B, in_channels, 1, 1]: mean of the padded convolution, border included."""
-        if min(self.gate_padding) < _GATE_KERNEL - 1:
+        if min(self.gate_padding) < _GATE_KERNEL - 1 and not is_symbolic(x):
             least = tuple(_GATE_KERNEL - 2 * pad for pad in self.gate_padding)
             if any(size < wanted for size, wanted in zip(x.shape[-2:], least)):
                 raise ValueError(f'the input of CVolution2d must be at least {least} for '
                                  f'kernel_size {self.kernel_size}, got shape {tuple(x.shape)}')
+        if (min(self.gate_padding) < _GATE_KERNEL - 1 or is_symbolic(x)
+                or not is_plain(self.gate, nn.Conv2d)):
             return self.gate(x).mean(dim=(2, 3), keepdim=True)
         # With that much padding every tap meets every pixel once, so that the mean of the
         # convolution is a matrix product with the sum of x: the same number for C/9 of the work.

@@ -6,7 +6,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from mmcontext.layers.ckconv import RUN_FIRST, CKConvNd, Window, has_values, specialise
+from mmcontext.layers._kernel_state import has_values
+from mmcontext.layers.ckconv import RUN_FIRST, CKConvNd, Window, specialise
 
 # Centres of the kernel network's filters are drawn from a box this many initial sigmas wide.
 _INIT_BOX_SIGMAS = 1.667

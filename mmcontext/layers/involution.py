@@ -5,8 +5,10 @@ from torch import Tensor, nn
 
 from mmcontext.layers.conv_norm import conv_norm_act, fused
 from mmcontext.layers._geometry import DynamicKernelLayer
+from mmcontext.layers._modules import is_plain
 from mmcontext.ops import fused_involution, local_aggregation
 from mmcontext.ops.arguments import IntPair
+from mmcontext.ops.tracing import is_symbolic
 from mmcontext.registry import MODELS
 
 
@@ -32,14 +34,15 @@ class Involution2d(DynamicKernelLayer):
         bias: Whether to add a bias to the output. Defaults to False.
         group_channels: Channels that share a kernel. Defaults to 16.
         reduction_ratio: Reduction of the width in the kernel branch. Defaults to 4.
-        norm_cfg: Norm of the kernel branch. Defaults to BN.
+        norm_cfg: Norm of the kernel branch, see :func:`mmcontext.layers.norms.fit_norm_cfg`.
+            Defaults to BN.
         act_cfg: Activation of the kernel branch. Defaults to ReLU.
         kernel_size_override: Kernel size in place of ``kernel_size``, for callers that
             fix it; the output size stays.
         fused: Compute the kernels in the aggregation, a few megabytes at a time, and never
             keep them: the same numbers for less memory, and in training one more pass of the
-            1x1 convolution that makes them. ``span`` is then not called as a module, so hooks
-            on it do not run. Defaults to False.
+            1x1 convolution that makes them. Where ``span`` is hooked or otherwise touched it is
+            called, as without this. Defaults to False.
 
     Shape: [B, in_channels, H, W] -> [B, out_channels, Ho, Wo], sizes as of ``Conv2d``.
 
@@ -80,7 +83,7 @@ class Involution2d(DynamicKernelLayer):
             lost = dilation * (kernel - 1) - 2 * pad
             crop.append((lost // 2, lost - lost // 2))
         (top, bottom), (left, right) = crop
-        if x.shape[2] <= top + bottom or x.shape[3] <= left + right:
+        if not is_symbolic(x) and (x.shape[2] <= top + bottom or x.shape[3] <= left + right):
             raise ValueError(f'the input of {type(self).__name__} must be larger than '
                              f'{(top + bottom, left + right)} for kernel_size {self.kernel_size}, '
                              f'padding {self.padding} and dilation {self.dilation}, got shape '
@@ -109,7 +112,7 @@ class Involution2d(DynamicKernelLayer):
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""
         self.check_input(x)
-        if self.fused:
+        if self.fused and not is_symbolic(x) and is_plain(self.span, nn.Conv2d):
             gate = self.gate_values(x)
             y = fused_involution(x, self.reduce(self._centres(x)), self.span.weight.flatten(1),
                                  self.span.bias, self.kernel_size, self.stride, self.padding,

@@ -26,7 +26,8 @@ class SplitAttentionConv2d(ContextLayer):
         dilation: Distance of two taps. Defaults to 1.
         groups: Groups of the convolution. Defaults to 1.
         bias: Whether the convolution has a bias. Defaults to False.
-        norm_cfg: Norm of the convolution and of the gate. Defaults to BN.
+        norm_cfg: Norm of the convolution and of the gate, see
+            :func:`mmcontext.layers.norms.fit_norm_cfg`. Defaults to BN.
 
     Shape: [B, in_channels, H, W] -> [B, out_channels, Ho, Wo], sizes as of ``Conv2d``.
     """

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmcontext.layers.conv_norm import fused
+from mmcontext.layers.norms import fit_norm_cfg
+from mmcontext.ops.tracing import is_symbolic
 from mmcontext.registry import MODELS
 
 
@@ -27,7 +29,8 @@ class ContextModule(nn.Module):
         out_channels (int): channels of the output.
         context_cfg (dict): the operator, such as ``dict(type='mmcontext.CVolution2d')``, and
             its arguments other than the numbers of channels.
-        norm_cfg (dict, optional): norm after the operator. Defaults to None.
+        norm_cfg (dict, optional): norm after the operator, see
+            :func:`mmcontext.layers.norms.fit_norm_cfg`. Defaults to None.
         act_cfg (dict, optional): activation at the end. Defaults to None.
         inplace (bool): whether the activation works in place. Defaults to False.
 
@@ -52,7 +55,8 @@ class ContextModule(nn.Module):
             dict(in_channels=in_channels, out_channels=out_channels, **context_cfg))
         self.norm_name = None
         if norm_cfg is not None:
-            self.norm_name, norm = build_norm_layer(norm_cfg, out_channels)
+            self.norm_name, norm = build_norm_layer(
+                fit_norm_cfg(norm_cfg, out_channels), out_channels)
             self.add_module(self.norm_name, norm)
         self.activate = None
         if act_cfg is not None:
@@ -68,13 +72,13 @@ class ContextModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, in_channels, H, W]`` to ``[B, out_channels, H', W']``."""
-        if x.shape[0] == 0:
+        if not is_symbolic(x) and x.shape[0] == 0:
             return self._forward_empty(x)
         return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        behind = (self.norm, self.activate)
-        return fused(self.conv(x), *(module for module in behind if module is not None))
+        modules = (self.conv, self.norm, self.activate)
+        return fused(x, *(module for module in modules if module is not None))
 
     def _forward_empty(self, x: Tensor) -> Tensor:
         # A batch norm fed nothing would turn its running statistics into NaN. One blank

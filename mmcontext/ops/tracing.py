@@ -3,7 +3,11 @@
 torch has no public names for some of it. Where a version lacks a private one, the answer is the
 careful one, under which nothing is done but what the modules themselves do.
 """
+import contextlib
+from typing import Any, Iterator
+
 import torch
+from torch.fx import Proxy
 
 # torch.compiler has them from 2.2 on; dynamo had its own before.
 _is_compiling = getattr(torch.compiler, 'is_compiling', None)
@@ -11,8 +15,6 @@ _is_dynamo_compiling = getattr(torch.compiler, 'is_dynamo_compiling', None)
 _peek_transforms = getattr(getattr(torch._C, '_functorch', None), 'peek_interpreter_stack',
                            lambda: 'unknown')
 _count_modes = getattr(torch._C, '_len_torch_dispatch_stack', lambda: 1)
-_GLOBAL_HOOKS = [getattr(torch.nn.modules.module, f'_global_{kind}_hooks', ('unknown', ))
-                 for kind in ('forward', 'forward_pre', 'backward', 'backward_pre')]
 
 
 def is_compiling() -> bool:
@@ -49,6 +51,18 @@ def is_observed() -> bool:
     return _count_modes() > 0
 
 
-def has_global_hook() -> bool:
-    """Whether a hook is registered for the modules of every kind."""
-    return any(_GLOBAL_HOOKS)
+@contextlib.contextmanager
+def untraced() -> Iterator[None]:
+    """Within it ``torch.jit.trace`` writes nothing down."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)
+
+
+def is_symbolic(value: Any) -> bool:
+    """A stand-in of ``torch.fx``: operations on it are written down, and nothing can be asked
+    of its shape."""
+    return isinstance(value, Proxy)

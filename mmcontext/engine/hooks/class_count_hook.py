@@ -1,5 +1,5 @@
 """Stop before training or testing where a detector and its data disagree about classes."""
-from typing import Any, Iterator
+from typing import Any, Iterator, Tuple
 
 from mmengine.hooks import Hook
 from torch import nn
@@ -8,8 +8,9 @@ from mmcontext.registry import HOOKS
 from mmcontext.utils.data import inner_datasets
 from mmcontext.utils.errors import DataError
 
-# Parts of mmdet's detectors whose num_classes is not that of the data.
-_OTHER_CLASSES = ('VGG', 'SSDVGG', 'FusedSemanticHead')
+# Parts of detectors that are trained on the labels of the data. Others have classes of their own:
+# proposals know one, semantic branches the stuff too, re-identification persons.
+_LABELLED = ('bbox_head', 'mask_head')
 
 
 def _innermost(dataset: Any) -> Iterator[Any]:
@@ -21,11 +22,25 @@ def _innermost(dataset: Any) -> Iterator[Any]:
         yield dataset
 
 
+def _labelled_parts(model: nn.Module) -> Iterator[Tuple[str, nn.Module]]:
+    """The parts whose number of classes is certain to be that of the data, with their paths."""
+    # Detectors of what a text names count its words.
+    if any(hasattr(module, 'language_model') for module in model.modules()):
+        return
+    for path, module in model.named_modules():
+        names = [name for name in path.split('.') if not name.isdigit()]
+        if names and names[-1] in _LABELLED and 'rpn_head' not in names:
+            yield path, module
+
+
 def check_classes(model: nn.Module, dataset: Any) -> None:
     """Compare the classes of heads, dataset and annotation file.
 
     mmdet itself trains on: a head with too few classes takes the labels beyond them for
     background, and classes that the annotation file does not name lose their objects.
+
+    Only what is certainly wrong counts: box and mask heads, whose classes are all those of the
+    data, or of panoptic data the things or the stuff.
 
     Args:
         model (nn.Module): a detector.
@@ -36,18 +51,18 @@ def check_classes(model: nn.Module, dataset: Any) -> None:
     """
     for data in _innermost(dataset):
         name = type(data).__name__
-        classes = (getattr(data, 'metainfo', None) or {}).get('classes')
+        metainfo = getattr(data, 'metainfo', None) or {}
+        classes = metainfo.get('classes')
         if classes is None:
             continue
         if isinstance(classes, str):
             raise DataError(f"metainfo.classes of {name} must be a tuple of names, got the "
                             f"string {classes!r}; for one class write ({classes!r}, )")
-        for path, module in model.named_modules():
+        right = {len(classes), *(len(metainfo[key]) for key in ('thing_classes', 'stuff_classes')
+                                 if key in metainfo)}
+        for path, module in _labelled_parts(model):
             count = getattr(module, 'num_classes', None)
-            if not isinstance(count, int) or path.endswith('rpn_head') \
-                    or type(module).__name__ in _OTHER_CLASSES:
-                continue
-            if count != len(classes):
+            if isinstance(count, int) and count not in right:
                 raise DataError(
                     f'{path} ({type(module).__name__}) has num_classes={count}, but {name} has '
                     f'{len(classes)} classes; set num_classes of the heads, or metainfo.classes '

@@ -1,11 +1,16 @@
 """The continuous CNN: one network for sequences, images and volumes."""
-from typing import Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple, Union
 
 import torch.nn as nn
-from mmcv.cnn import build_activation_layer, build_norm_layer
+import torch.utils.checkpoint as checkpoint
+from mmcv.cnn import build_activation_layer
+from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmcontext.layers.norms import build_norm, normalise
+from mmcontext.ops.tracing import is_symbolic
 from mmcontext.registry import MODELS
 
 _POINTWISE = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -38,7 +43,10 @@ class _Parts:
         cfg = dict(self.norm_cfg)
         if cfg['type'] == 'BN':
             cfg['type'] = _BATCH_NORM[self.dim]
-        return build_norm_layer(cfg, channels)[1]
+        return build_norm(cfg, channels)
+
+    def drop_path(self, rate: float) -> nn.Module:
+        return DropPath(rate) if rate > 0 else nn.Identity()
 
     def act(self) -> nn.Module:
         return build_activation_layer(self.act_cfg)
@@ -66,11 +74,12 @@ class S4Block(nn.Module):
         parts (_Parts): Layer builder.
         in_channels, out_channels (int): Channels.
         drop_rate (float): Dropout.
+        drop_path_rate (float): Probability to drop the residual branch of a sample.
         pre_norm (bool): Where the norm stands. Defaults to True.
     """
 
     def __init__(self, parts: _Parts, in_channels: int, out_channels: int, drop_rate: float,
-                 pre_norm: bool = True) -> None:
+                 drop_path_rate: float, pre_norm: bool = True) -> None:
         super().__init__()
         self.pre_norm = pre_norm
         self.conv1 = parts.conv(in_channels, out_channels)
@@ -79,12 +88,13 @@ class S4Block(nn.Module):
         self.act = parts.act()
         self.dropout = parts.dropout(drop_rate)
         self.shortcut = parts.shortcut(in_channels, out_channels)
+        self.drop_path = parts.drop_path(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.norm1(x) if self.pre_norm else x
+        out = normalise(self.norm1, x) if self.pre_norm else x
         out = self.act(self.linear1(self.dropout(self.act(self.conv1(out)))))
-        out = out + self.shortcut(x)
-        return out if self.pre_norm else self.norm1(out)
+        out = self.drop_path(out) + self.shortcut(x)
+        return out if self.pre_norm else normalise(self.norm1, out)
 
 
 class _TwoConvBlock(nn.Module):
@@ -92,8 +102,8 @@ class _TwoConvBlock(nn.Module):
 
     norm_first = False
 
-    def __init__(self, parts: _Parts, in_channels: int, out_channels: int,
-                 drop_rate: float) -> None:
+    def __init__(self, parts: _Parts, in_channels: int, out_channels: int, drop_rate: float,
+                 drop_path_rate: float) -> None:
         super().__init__()
         self.conv1 = parts.conv(in_channels, out_channels)
         self.conv2 = parts.conv(out_channels, out_channels)
@@ -102,14 +112,16 @@ class _TwoConvBlock(nn.Module):
         self.act = parts.act()
         self.dropout = parts.dropout(drop_rate)
         self.shortcut = parts.shortcut(in_channels, out_channels)
+        self.drop_path = parts.drop_path(drop_path_rate)
 
 
 class ResNetBlock(_TwoConvBlock):
     """conv, norm, act, dropout, conv, norm, + shortcut, act."""
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.dropout(self.act(self.norm1(self.conv1(x))))
-        return self.act(self.norm2(self.conv2(out)) + self.shortcut(x))
+        out = self.dropout(self.act(normalise(self.norm1, self.conv1(x))))
+        out = self.drop_path(normalise(self.norm2, self.conv2(out)))
+        return self.act(out + self.shortcut(x))
 
 
 class PreActBlock(_TwoConvBlock):
@@ -118,17 +130,18 @@ class PreActBlock(_TwoConvBlock):
     norm_first = True
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.dropout(self.conv1(self.act(self.norm1(x))))
-        return self.conv2(self.act(self.norm2(out))) + self.shortcut(x)
+        out = self.dropout(self.conv1(self.act(normalise(self.norm1, x))))
+        out = self.conv2(self.act(normalise(self.norm2, out)))
+        return self.drop_path(out) + self.shortcut(x)
 
 
 class TCNBlock(_TwoConvBlock):
     """Twice conv, norm, act, dropout; + shortcut, act."""
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.dropout(self.act(self.norm1(self.conv1(x))))
-        out = self.dropout(self.act(self.norm2(self.conv2(out))))
-        return self.act(out + self.shortcut(x))
+        out = self.dropout(self.act(normalise(self.norm1, self.conv1(x))))
+        out = self.dropout(self.act(normalise(self.norm2, self.conv2(out))))
+        return self.act(self.drop_path(out) + self.shortcut(x))
 
 
 _BLOCKS = dict(s4=S4Block, resnet=ResNetBlock, preact=PreActBlock, tcn=TCNBlock)
@@ -163,9 +176,18 @@ class CCNN(BaseModule):
         norm_cfg (dict, optional): Norm; 'BN' is the one for the number of axes, None leaves the
             norms out. Defaults to BN.
         act_cfg (dict): Activation. Defaults to GELU.
+        drop_path_rate (float): Stochastic depth at the last block; it grows linearly from 0.
+            Defaults to 0.
+        out_indices (int | Sequence[int], optional): Blocks (from 0) whose output is returned,
+            always the earliest first; the last norm stands behind the last block only. Defaults
+            to None: the last.
+        frozen_stages (int): The first convolution with its norm and that many blocks are kept
+            fixed (parameters and statistics); 0 is the former alone, -1 (default) nothing.
+        norm_eval (bool): Whether norms stay in eval mode in training. Defaults to False.
+        with_cp (bool): Whether to recompute blocks in backward to save memory. Defaults to False.
         init_cfg (dict, optional): Initialisation. Defaults to None.
 
-    Returns one feature map in a tuple, [B, channels, *size].
+    Returns a tuple of feature maps, one per ``out_indices``: [B, channels, *size] each.
     """
 
     def __init__(self,
@@ -183,6 +205,11 @@ class CCNN(BaseModule):
                  drop_type: str = 'channel',
                  norm_cfg: Optional[dict] = dict(type='BN'),
                  act_cfg: dict = dict(type='GELU'),
+                 drop_path_rate: float = 0.,
+                 out_indices: Union[int, Sequence[int], None] = None,
+                 frozen_stages: int = -1,
+                 norm_eval: bool = False,
+                 with_cp: bool = False,
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(init_cfg)
         if block not in _BLOCKS:
@@ -199,6 +226,21 @@ class CCNN(BaseModule):
                              f'{list(width_factors)}')
         if any(not 0 <= i < num_blocks for i in pools):
             raise ValueError(f'pools must be block numbers below {num_blocks}, got {list(pools)}')
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate!r}')
+        if frozen_stages not in range(-1, num_blocks + 1):
+            raise ValueError(f'frozen_stages must be -1 to {num_blocks}, got {frozen_stages!r}')
+        if out_indices is None:
+            out_indices = num_blocks - 1
+        indices = (out_indices, ) if isinstance(out_indices, int) else tuple(out_indices)
+        # Without blocks there is one output, that of the first convolution.
+        if not indices or any(i not in range(min(num_blocks - 1, 0), num_blocks) for i in indices):
+            raise ValueError(f'out_indices must be blocks 0 to {num_blocks - 1}, got '
+                             f'{out_indices!r}')
+        self.out_indices = indices
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
         parts = _Parts(conv_cfg, norm_cfg, act_cfg, drop_type)
         self.input_dropout = nn.Dropout(input_drop_rate)
         self.conv1 = parts.conv(in_channels, channels)
@@ -207,18 +249,63 @@ class CCNN(BaseModule):
         block_args = dict(pre_norm=pre_norm) if block == 's4' else {}
         widths = [channels] + [int(channels * factor) for factor in width_factors]
         self.blocks = nn.ModuleList(
-            _BLOCKS[block](parts, before, after, drop_rate, **block_args)
-            for before, after in zip(widths, widths[1:]))
+            _BLOCKS[block](parts, before, after, drop_rate,
+                           drop_path_rate * index / max(num_blocks - 1, 1), **block_args)
+            for index, (before, after) in enumerate(zip(widths, widths[1:])))
         self.pools = frozenset(pools)
         self.pool = _MAX_POOL[parts.dim](pool_size)
         has_out_norm = block == 's4' and pre_norm
         self.out_norm = parts.norm(widths[-1]) if has_out_norm else nn.Identity()
         self.out_channels = widths[-1]
+        self._freeze_stages()
 
-    def forward(self, x: Tensor) -> Tuple[Tensor]:
-        x = self.act(self.norm1(self.conv1(self.input_dropout(x))))
+    def _freeze_stages(self) -> None:
+        frozen = [self.conv1, self.norm1] if self.frozen_stages >= 0 else []
+        for module in [*frozen, *self.blocks[:max(self.frozen_stages, 0)]]:
+            module.eval()
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> 'CCNN':
+        """Set the mode; frozen blocks, and with ``norm_eval`` all norms, stay in eval."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
+        """Which layer a parameter belongs to, for learning rates that decay with depth.
+
+        mmpretrain's ``LearningRateDecayOptimWrapperConstructor`` asks for it.
+
+        Args:
+            param_name (str): Name of the parameter.
+            prefix (str): What the names of this backbone's parameters begin with. Defaults to ''.
+
+        Returns:
+            tuple[int, int]: Its layer and the number of layers: 0 is the first convolution with
+            its norm, then every block is one, and the last is what stands behind the blocks.
+        """
+        layers = len(self.blocks) + 2
+        parts = param_name[len(prefix):].split('.')
+        if not param_name.startswith(prefix) or parts[0] == 'out_norm':
+            return layers - 1, layers
+        return (int(parts[1]) + 1 if parts[0] == 'blocks' else 0), layers
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """[B, in_channels, *size] -> the feature maps."""
+        x = self.act(normalise(self.norm1, self.conv1(self.input_dropout(x))))
+        outputs = [] if self.blocks else [normalise(self.out_norm, x)]
         for i, block in enumerate(self.blocks):
-            x = block(x)
+            if self.with_cp and not is_symbolic(x) and x.requires_grad:
+                x = checkpoint.checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
             if i in self.pools:
                 x = self.pool(x)
-        return (self.out_norm(x), )
+            if i in self.out_indices:
+                is_last = i == len(self.blocks) - 1
+                outputs.append(normalise(self.out_norm, x) if is_last else x)
+        return tuple(outputs)

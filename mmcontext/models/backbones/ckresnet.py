@@ -31,10 +31,11 @@ class CKResNet(ContextResNet):
                  mask_inits: Sequence[float] = (0.075, 0.075, 0.15, 0.3),
                  kernel_cfg: Optional[dict] = None,
                  **kwargs) -> None:
+        num_stages = kwargs.get('num_stages', 4)
         for name, values in (('kernel_sizes', kernel_sizes), ('mask_inits', mask_inits)):
-            if len(values) != 4:
-                raise ValueError(f'{name} must have an entry for each of the 4 stages, got '
-                                 f'{list(values)}')
+            if len(values) < num_stages:
+                raise ValueError(f'{name} must have an entry for each of the {num_stages} stages, '
+                                 f'got {list(values)}')
         self._stage_cfgs = [
             dict(kernel_size=size, mask_cfg=dict(init=init))
             for size, init in zip(kernel_sizes, mask_inits)

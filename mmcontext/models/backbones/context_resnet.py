@@ -3,7 +3,7 @@ from typing import Dict, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.utils.checkpoint as checkpoint
-from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmcv.cnn import build_activation_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
@@ -13,11 +13,14 @@ from mmcontext.layers.blur_pool import BlurPool2d
 from mmcontext.layers.conv_norm import (
     FusedConvModule,
     FusedSequential,
+    add_to_output,
     conv_norm_act,
     faster_by_pixel,
     fused,
 )
 from mmcontext.layers.max_pool import MaxPool2d
+from mmcontext.layers.norms import build_norm
+from mmcontext.ops.tracing import is_symbolic
 from mmcontext.registry import MODELS
 
 _STAGES = 4
@@ -61,9 +64,9 @@ class ResidualBlock(BaseModule):
             self.norm2 = nn.Identity()
         else:
             self.norm2 = FusedSequential(
-                build_norm_layer(norm_cfg, width)[1], build_activation_layer(act_cfg))
+                build_norm(norm_cfg, width), build_activation_layer(act_cfg))
         self.blur = BlurPool2d(blur_stride) if blur_stride > 1 else nn.Identity()
-        norm3 = build_norm_layer(norm_cfg, out_channels)[1]
+        norm3 = build_norm(norm_cfg, out_channels)
         if norm_after_add:
             # In front of the convolution, or mmcv's fuse_conv_bn folds the norm into that.
             self.norm3 = norm3
@@ -77,26 +80,23 @@ class ResidualBlock(BaseModule):
         y = self.blur(self.norm2(self.spatial(self.reduce(x))))
         shortcut = self.shortcut(x)
         if self.norm_after_add:
-            y = self._add(self.drop_path(fused(y, self.expand)), shortcut)
+            branch = (self.expand, self.drop_path)
+            y = add_to_output(fused(y, *branch), shortcut, branch)
             return fused(y, self.norm3, self.act, overwrite=True)
+        branch = (self.expand, self.norm3)
         if self.training and not isinstance(self.drop_path, nn.Identity):
-            return self.act(self._add(self.drop_path(self.norm3(self.expand(y))), shortcut))
-        return fused(y, self.expand, self.norm3, self.act, residual=shortcut)
-
-    @staticmethod
-    def _add(y: Tensor, identity: Tensor) -> Tensor:
-        # In place: no module before keeps y for its backward.
-        return y.add_(identity) if y.dtype == identity.dtype else y + identity
+            branch += (self.drop_path, )
+        return fused(y, *branch, self.act, residual=shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""
-        if self.with_cp and x.requires_grad:
+        if self.with_cp and not is_symbolic(x) and x.requires_grad:
             return checkpoint.checkpoint(self._forward, x, use_reentrant=False)
         return self._forward(x)
 
 
 class ContextResNet(BaseModule):
-    """Four stages of residual blocks; a family is a subclass that fills in the choices.
+    """Up to four stages of residual blocks; a family is a subclass that fills in the choices.
 
     Args:
         depth: Depth of the network, a key of ``arch_settings``.
@@ -106,11 +106,12 @@ class ContextResNet(BaseModule):
         dilations: Dilation of the spatial layers of each stage. Defaults to 1 everywhere.
         output_stride: 8 or 16 take the stride from the last stages and dilate them instead;
             excludes ``strides`` and ``dilations``. None (32 for the published strides).
-        out_indices: Stages whose output is returned, always the earliest first. Defaults to the
-            last.
+        out_indices: Stages whose output is returned, always the earliest first. None (default)
+            for the last.
         frozen_stages: The stem and that many stages are kept fixed (parameters and
             statistics); 0 is the stem alone, -1 (default) nothing.
-        norm_cfg: Norms. Defaults to BN.
+        norm_cfg: Norms. Defaults to BN. ``num_groups`` of GN that does not divide the width of
+            a branch gives way there to the largest number below that does.
         norm_eval: Whether norms stay in eval mode in training. Defaults to False.
         act_cfg: Activations of stem and blocks. Defaults to ReLU.
         with_cp: Whether to recompute blocks in backward to save memory. Defaults to False.
@@ -118,6 +119,7 @@ class ContextResNet(BaseModule):
         zero_init_residual: Whether the last norm of each residual branch starts at zero;
             None for what the family was published with.
         layer_cfg: Further arguments of the spatial layers, e.g. ``dict(kernel_size=5)``.
+        num_stages: How many stages there are, 1 to 4 (3 for C4 detectors). Defaults to 4.
         pretrained: Checkpoint to start from; short for ``init_cfg`` of type Pretrained, as
             mmseg's ``model.pretrained`` passes it on.
         init_cfg: Initialisation, e.g. ``dict(type='Pretrained', checkpoint=...,
@@ -153,7 +155,7 @@ class ContextResNet(BaseModule):
                  strides: Optional[Sequence[int]] = None,
                  dilations: Optional[Sequence[int]] = None,
                  output_stride: Optional[int] = None,
-                 out_indices: Union[int, Sequence[int]] = (_STAGES - 1, ),
+                 out_indices: Union[int, Sequence[int], None] = None,
                  frozen_stages: int = -1,
                  norm_cfg: Optional[dict] = None,
                  norm_eval: bool = False,
@@ -162,6 +164,7 @@ class ContextResNet(BaseModule):
                  drop_path_rate: float = 0.,
                  zero_init_residual: Optional[bool] = None,
                  layer_cfg: Optional[dict] = None,
+                 num_stages: int = _STAGES,
                  pretrained: Optional[str] = None,
                  init_cfg: Union[dict, Sequence[dict], None] = None) -> None:
         if pretrained is not None:
@@ -175,15 +178,18 @@ class ContextResNet(BaseModule):
         if depth not in self.arch_settings:
             raise ValueError(f'depth of {type(self).__name__} must be one of '
                              f'{sorted(self.arch_settings)}, got {depth!r}')
+        if num_stages not in range(1, _STAGES + 1):
+            raise ValueError(f'num_stages must be 1 to {_STAGES}, got {num_stages!r}')
         self.depth = depth
+        self.num_stages = num_stages
         self.norm_cfg = norm_cfg or dict(type='BN', requires_grad=True)
         self.act_cfg = act_cfg or dict(type='ReLU', inplace=True)
         self.norm_eval = norm_eval
         self.layer_cfg = layer_cfg or {}
         self.base_channels = base_channels
         self.out_indices = self._check_indices(out_indices)
-        if frozen_stages not in range(-1, _STAGES + 1):
-            raise ValueError(f'frozen_stages must be -1 to {_STAGES}, got {frozen_stages!r}')
+        if frozen_stages not in range(-1, num_stages + 1):
+            raise ValueError(f'frozen_stages must be -1 to {num_stages}, got {frozen_stages!r}')
         self.frozen_stages = frozen_stages
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate!r}')
@@ -193,7 +199,7 @@ class ContextResNet(BaseModule):
 
         self.stem = self._make_stem(in_channels)
         self.pool = MaxPool2d(3, stride=2, padding=1) if self.max_pool else nn.Identity()
-        blocks_per_stage = self.arch_settings[depth]
+        blocks_per_stage = self.arch_settings[depth][:num_stages]
         total = sum(blocks_per_stage)
         channels = self._stem_out_channels()
         self.layer_names = []
@@ -242,11 +248,12 @@ class ContextResNet(BaseModule):
         return FusedConvModule(in_channels, out_channels, kernel_size, bias=False,
                                norm_cfg=self.norm_cfg, act_cfg=self.act_cfg, **options)
 
-    @staticmethod
-    def _check_indices(out_indices: Union[int, Sequence[int]]) -> Tuple[int, ...]:
+    def _check_indices(self, out_indices: Union[int, Sequence[int], None]) -> Tuple[int, ...]:
+        if out_indices is None:
+            out_indices = self.num_stages - 1
         indices = (out_indices, ) if isinstance(out_indices, int) else tuple(out_indices)
-        if not indices or any(i not in range(_STAGES) for i in indices):
-            raise ValueError(f'out_indices must be stages 0 to {_STAGES - 1}, '
+        if not indices or any(i not in range(self.num_stages) for i in indices):
+            raise ValueError(f'out_indices must be stages 0 to {self.num_stages - 1}, '
                              f'got {out_indices!r}')
         return indices
 
@@ -259,13 +266,14 @@ class ContextResNet(BaseModule):
                                  f'got {output_stride!r}')
             if strides is not None or dilations is not None:
                 raise ValueError(f'output_stride={output_stride} excludes strides and dilations')
-            dilations = _OUTPUT_STRIDES[output_stride]
+            dilations = _OUTPUT_STRIDES[output_stride][:self.num_stages]
             strides = tuple(1 if d > 1 else s for s, d in zip(type(self).strides, dilations))
-        strides = tuple(type(self).strides if strides is None else strides)
-        dilations = tuple((1, ) * _STAGES if dilations is None else dilations)
+        count = self.num_stages
+        strides = tuple(type(self).strides[:count] if strides is None else strides)
+        dilations = tuple((1, ) * count if dilations is None else dilations)
         for name, values in (('strides', strides), ('dilations', dilations)):
-            if len(values) != _STAGES or any(not isinstance(v, int) or v < 1 for v in values):
-                raise ValueError(f'{name} must be {_STAGES} positive integers, got {values!r}')
+            if len(values) != count or any(not isinstance(v, int) or v < 1 for v in values):
+                raise ValueError(f'{name} must be {count} positive integers, got {values!r}')
         return strides, dilations
 
     def _make_shortcut(self, in_channels: int, out_channels: int, stride: int,
@@ -281,7 +289,7 @@ class ContextResNet(BaseModule):
         if conv_stride > 1 or in_channels != out_channels:
             modules += [
                 nn.Conv2d(in_channels, out_channels, 1, stride=conv_stride, bias=False),
-                build_norm_layer(self.norm_cfg, out_channels)[1]
+                build_norm(self.norm_cfg, out_channels)
             ]
         return FusedSequential(*modules) if modules else None
 
@@ -319,6 +327,29 @@ class ContextResNet(BaseModule):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
+        """Which layer a parameter belongs to, for learning rates that decay with depth.
+
+        mmpretrain's ``LearningRateDecayOptimWrapperConstructor`` asks for it.
+
+        Args:
+            param_name: Name of the parameter.
+            prefix: What the names of this backbone's parameters begin with, e.g. 'backbone.'.
+
+        Returns:
+            Its layer and the number of layers: 0 is the stem, then every block is one, and the
+            last is what stands behind the backbone.
+        """
+        stages = [len(getattr(self, name)) for name in self.layer_names]
+        layers = sum(stages) + 2
+        if not param_name.startswith(prefix):
+            return layers - 1, layers
+        stage, _, rest = param_name[len(prefix):].partition('.')
+        if stage not in self.layer_names:
+            return 0, layers
+        index = self.layer_names.index(stage)
+        return 1 + sum(stages[:index]) + int(rest.split('.')[0]), layers
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Feature maps of the stages named by ``out_indices``."""

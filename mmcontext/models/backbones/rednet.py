@@ -1,7 +1,8 @@
-from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmcv.cnn import build_activation_layer
 from torch import nn
 
 from mmcontext.layers.conv_norm import FusedSequential
+from mmcontext.layers.norms import build_norm
 from mmcontext.models.backbones.context_resnet import ContextResNet
 from mmcontext.registry import MODELS
 
@@ -38,7 +39,7 @@ class RedNet(ContextResNet):
                 **self._spatial_cfg(-1, 0), 'in_channels': width,
                 'kernel_size': self.stem_kernel_size
             }),
-            build_norm_layer(self.norm_cfg, width)[1],
+            build_norm(self.norm_cfg, width),
             build_activation_layer(self.act_cfg),
             self._conv_norm_act(width, self.base_channels, 3, padding=1))
 

@@ -2,10 +2,10 @@ from typing import List, Tuple
 
 import torch
 import torch.nn as nn
-from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor
 
+from mmcontext.layers.conv_norm import FusedConvModule
 from mmcontext.models.context_module import ContextModule
 from mmcontext.models.heads.seg_labels import stack_labels
 from mmcontext.registry import MODELS
@@ -70,7 +70,7 @@ class ContextFCNHead(BaseDecodeHead):
         if in_channels == out_channels:
             return nn.Sequential(context)
         return nn.Sequential(
-            ConvModule(
+            FusedConvModule(
                 in_channels, out_channels, 1, conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg,
                 act_cfg=self.act_cfg), context)
 

@@ -2,11 +2,11 @@ from typing import List, Tuple
 
 import torch
 import torch.nn as nn
-from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.utils import resize
 from torch import Tensor
 
+from mmcontext.layers.conv_norm import FusedConvModule
 from mmcontext.models.context_module import ContextModule
 from mmcontext.models.heads.seg_labels import stack_labels
 from mmcontext.ops.arguments import IntPair, per_axis
@@ -70,8 +70,8 @@ class PyConvHead(BaseDecodeHead):
         self.merge = self._conv(2 * context_channels, channels, 3)
 
     def _conv(self, in_channels: int, out_channels: int,
-              kernel_size: int) -> ConvModule:
-        return ConvModule(
+              kernel_size: int) -> FusedConvModule:
+        return FusedConvModule(
             in_channels,
             out_channels,
             kernel_size,

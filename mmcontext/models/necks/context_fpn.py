@@ -2,10 +2,10 @@
 from typing import Optional, Sequence, Tuple, Union
 
 import torch.nn.functional as F
-from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmcontext.layers.conv_norm import FusedConvModule
 from mmcontext.models.context_module import ContextModule
 from mmcontext.registry import MODELS
 
@@ -110,12 +110,12 @@ class ContextFPN(BaseModule):
         self.lateral_convs = nn.ModuleList()
         self.fpn_convs = nn.ModuleList()
         for level in range(start_level, self.backbone_end_level):
-            self.lateral_convs.append(ConvModule(
+            self.lateral_convs.append(FusedConvModule(
                 in_channels[level], out_channels, 1,
                 norm_cfg=None if no_norm_on_lateral else norm_cfg, **conv_args))
             if context_cfg is None:
-                output = ConvModule(out_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg,
-                                    **conv_args)
+                output = FusedConvModule(out_channels, out_channels, 3, padding=1,
+                                         norm_cfg=norm_cfg, **conv_args)
             else:
                 output = ContextModule(out_channels, out_channels, context_cfg,
                                        norm_cfg=norm_cfg, act_cfg=act_cfg)
@@ -123,7 +123,7 @@ class ContextFPN(BaseModule):
         if add_extra_convs:
             for extra in range(num_outs - used):
                 on_input = extra == 0 and add_extra_convs == 'on_input'
-                self.fpn_convs.append(ConvModule(
+                self.fpn_convs.append(FusedConvModule(
                     in_channels[last] if on_input else out_channels, out_channels, 3, stride=2,
                     padding=1, norm_cfg=norm_cfg, **conv_args))
 

@@ -5,6 +5,7 @@ from typing import Callable, Dict, Iterator, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function
 
 from mmcontext.ops.arguments import IntPair, per_axis
 from mmcontext.ops.local_aggregation.backends import (
@@ -23,7 +24,7 @@ from mmcontext.ops.local_aggregation.shift_add import ShiftAddBackend
 from mmcontext.ops.local_aggregation.standard import aggregate_rows
 from mmcontext.ops.local_aggregation.triton_backend import TritonBackend
 from mmcontext.ops.native_library import UNAVAILABLE
-from mmcontext.ops.tracing import is_compiling, is_exporting
+from mmcontext.ops.tracing import is_compiling, is_exporting, is_symbolic
 
 register_backend('native', NativeBackend())
 register_backend('cuda', CudaBackend())
@@ -156,6 +157,9 @@ def local_aggregation(x: Tensor, w: Tensor, kernel_size: IntPair, stride: IntPai
         TypeError: x is not floating-point, or the dtypes differ outside autocast.
         RuntimeError: The backend asked for refuses these tensors.
     """
+    if is_symbolic(x) or is_symbolic(w):
+        return handle_torch_function(local_aggregation, (x, w), x, w, kernel_size, stride,
+                                     padding, dilation, share, backend)
     geometry = _check_operands(x, w, kernel_size, stride, padding, dilation, share)
     backend = backend or forced_backend()
     if standard_operators_wanted(backend):
