@@ -56,7 +56,7 @@ def seeded(entropy: Sequence[int]) -> Iterator[None]:
     random.seed(int.from_bytes(words.tobytes(), 'little'))
     np.random.seed(words)
     # Not torch.manual_seed, which seeds accelerators too.
-    torch.default_generator.manual_seed(int(words[:2].view(np.uint64)[0] >> 1))
+    torch.default_generator.manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
     try:
         yield
     finally:

@@ -140,7 +140,7 @@ class ExactResumeHook(Hook):
             if name in mine['gradients']:
                 parameter.grad = mine['gradients'][name].to(parameter)
         random_states.restore(mine['random'])
-        runner.logger.info('Random states and position are those of the checkpoint.')
+        runner.logger.info('Random states are those of the checkpoint.')
 
     def _problem(self, runner, state: Dict[str, Any]) -> Optional[str]:
         if not state:
