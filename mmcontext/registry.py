@@ -9,6 +9,7 @@ from typing import Dict, Optional, Tuple
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
@@ -80,4 +81,6 @@ TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='mmcontext'
 TASK_UTILS = _OptionalRegistry('task util', parent=MMENGINE_TASK_UTILS, scope='mmcontext',
                                locations=['mmcontext.models'], optional=_OPTIONAL_TASK_UTILS)
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmcontext',
+                 locations=['mmcontext.engine'])
+LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmcontext',
                  locations=['mmcontext.engine'])

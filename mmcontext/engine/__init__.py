@@ -1,7 +1,7 @@
-"""What mmengine lacks: a runner, hooks, and the counting of multiply-adds.
+"""What mmengine lacks: a runner, loops, hooks, and the counting of multiply-adds.
 
-Imported when a ``mmcontext.`` hook is named.
+Imported when a ``mmcontext.`` hook or loop is named.
 """
-from . import hooks
+from . import hooks, loops
 
-__all__ = ['hooks']
+__all__ = ['hooks', 'loops']

@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.dist import is_distributed
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import RUNNERS
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from mmcontext.utils.checkpoint import find_resumable_checkpoint
@@ -15,14 +15,26 @@ from mmcontext.utils.data import check_dataset, explain
 from mmcontext.utils.dist import init_cpu_process_group, on_cpu
 from mmcontext.utils.errors import CheckpointError
 
+from .loops import ResumableEpochLoop, ResumableIterLoop
+
+_RESUMABLE = {
+    kind: resumable
+    for loop, resumable in ((EpochBasedTrainLoop, ResumableEpochLoop),
+                            (IterBasedTrainLoop, ResumableIterLoop))
+    for kind in (loop, loop.__name__, f'mmengine.{loop.__name__}')
+}
+
 
 class ContextRunner(Runner):
-    """mmengine's Runner with four additions.
+    """mmengine's Runner with five additions.
 
     - Without an accelerator several processes train over gloo; mmengine alone would ask for
       CUDA devices.
     - ``resume=True`` takes the newest checkpoint that can be loaded, also where the last one
       was cut short.
+    - A run that is resumed goes on to the bit as if it had not stopped (``exact_resume=False``
+      in the config: as mmengine resumes it). See
+      :class:`~mmcontext.engine.hooks.ExactResumeHook`.
     - Training resumes only from a checkpoint of this model and optimiser, and only a checkpoint
       with all weights is tested (``CheckpointError``); mmengine alone goes on with what fits.
     - A missing or empty data folder is one sentence (``DataError``).
@@ -52,6 +64,16 @@ class ContextRunner(Runner):
                 find_unused_parameters=self.cfg.get('find_unused_parameters', False))
         return super().wrap_model({**model_wrapper_cfg, 'device_ids': None}, model)
 
+    def build_train_loop(self, loop: Union[BaseLoop, Dict]) -> BaseLoop:
+        """Build the training loop; mmengine's two are taken in their resumable form."""
+        if isinstance(loop, dict) and self.cfg.get('exact_resume', True):
+            loop = dict(loop)
+            kind = loop.pop('type', None)
+            if kind is None:
+                kind = EpochBasedTrainLoop if loop.pop('by_epoch') else IterBasedTrainLoop
+            loop['type'] = _RESUMABLE.get(kind, kind)
+        return super().build_train_loop(loop)
+
     def load_or_resume(self) -> None:
         """Load or resume, from the newest whole checkpoint where none is named."""
         if not self._has_loaded and self._resume and self._load_from is None:
@@ -77,8 +99,9 @@ class ContextRunner(Runner):
                 f'({type(error).__name__}: {error}); to start from its weights alone, set '
                 'load_from with --cfg-options and leave out --resume') from error
         loop = self.train_loop
-        if isinstance(loop, EpochBasedTrainLoop) and \
-                loop.iter // len(loop.dataloader) != loop.epoch:
+        # (A checkpoint saved by iterations counts an epoch as soon as it is over.)
+        if isinstance(loop, EpochBasedTrainLoop) and not \
+                loop.epoch <= loop.iter / len(loop.dataloader) <= loop.epoch + 1:
             self.logger.warning(
                 f'{filename} was trained for {loop.iter} iterations in {loop.epoch} epochs, and an '
                 f'epoch has {len(loop.dataloader)} now (another number of processes, batch size or '

@@ -68,7 +68,8 @@ class AtomicCheckpointHook(CheckpointHook):
     def _validation_is_due(self, runner) -> bool:
         loop = runner.train_loop
         if runner.val_loop is None or \
-                type(loop) is not (EpochBasedTrainLoop if self.by_epoch else IterBasedTrainLoop):
+                type(loop).run is not (
+                    EpochBasedTrainLoop if self.by_epoch else IterBasedTrainLoop).run:
             return False
         done, last = (loop.epoch, loop.max_epochs) if self.by_epoch else (
             loop.iter, loop.max_iters)

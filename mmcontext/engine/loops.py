@@ -1,0 +1,73 @@
+"""mmengine's training loops, able to begin at any batch."""
+from itertools import repeat
+from typing import Any, Iterator
+
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from mmengine.runner.base_loop import BaseLoop
+
+from mmcontext.registry import LOOPS
+
+from .hooks import ExactResumeHook
+from .numbered_batches import number_batches
+
+
+def _add_hook(runner) -> None:
+    if not any(isinstance(hook, ExactResumeHook) for hook in runner.hooks):
+        runner.register_hook(ExactResumeHook())
+
+
+@LOOPS.register_module()
+class ResumableEpochLoop(EpochBasedTrainLoop):
+    """mmengine's loop by epochs, which a killed run takes up to the bit, also inside an epoch.
+
+    Batches are augmented with random numbers from the seed, the process and the number of the
+    batch, and an :class:`~mmcontext.engine.hooks.ExactResumeHook` joins the run's hooks.
+    ``tools/train.py`` takes this loop for mmengine's.
+
+    Attributes:
+        batches (NumberedBatches or None): None for an iterable dataset, which starts over.
+        first_batch (int): where the next epoch begins.
+    """
+
+    def __init__(self, runner, dataloader: Any, *args, **kwargs) -> None:
+        super().__init__(runner, dataloader, *args, **kwargs)
+        self.batches = number_batches(self.dataloader)
+        self.first_batch = 0
+        _add_hook(runner)
+
+    def run_epoch(self) -> None:
+        """Iterate over one epoch, or over what is left of it."""
+        first, self.first_batch = self.first_batch, 0
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        if self.batches is not None:
+            self.batches.start(self.runner.seed, self._iter - first, first)
+        for idx, data_batch in enumerate(self.dataloader, first):
+            self.run_iter(idx, data_batch)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
+
+@LOOPS.register_module()
+class ResumableIterLoop(IterBasedTrainLoop):
+    """mmengine's loop by iterations, which a killed run takes up to the bit.
+
+    As :class:`ResumableEpochLoop`. mmengine loads again all that was trained on; this begins
+    with the batch that is due. A finite sampler is taken from epoch to epoch without a pause.
+    """
+
+    def __init__(self, runner, dataloader: Any, *args, **kwargs) -> None:
+        # mmengine's constructor begins to load, and would use up the sampler.
+        BaseLoop.__init__(self, runner, dataloader)
+        self.batches = number_batches(self.dataloader, endless=True)
+        super().__init__(runner, self.dataloader, *args, **kwargs)
+        if self.batches is not None:
+            self.dataloader_iterator = self._due()
+        _add_hook(runner)
+
+    def _due(self) -> Iterator:
+        done = self._iter
+        # mmengine's run asks for every batch that was trained on, and throws it away.
+        yield from repeat(None, done)
+        self.batches.start(self.runner.seed, 0, done)
+        yield from self.dataloader
