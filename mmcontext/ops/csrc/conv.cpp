@@ -1,7 +1,7 @@
 // Convolutions at inference, with norm, residual and activation in the same pass.
 #include <ATen/Parallel.h>
 #include <torch/library.h>
-#include <torch/torch.h>
+#include <ATen/ATen.h>
 
 #include <array>
 #include <optional>

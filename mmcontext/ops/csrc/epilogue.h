@@ -1,7 +1,7 @@
 // What norms and convolutions share at inference: checks, and a norm as scale and shift.
 #pragma once
 
-#include <torch/torch.h>
+#include <ATen/ATen.h>
 
 #include <optional>
 #include <vector>

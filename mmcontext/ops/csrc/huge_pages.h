@@ -1,7 +1,7 @@
 // Large outputs on huge pages.
 #pragma once
 
-#include <torch/torch.h>
+#include <ATen/ATen.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>

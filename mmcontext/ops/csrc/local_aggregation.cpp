@@ -1,22 +1,17 @@
-// Torch side of the kernels of the local aggregation: planning, threads, operators.
+// The CPU kernels of the local aggregation: planning and threads.
+#include "local_aggregation.h"
+
 #include <ATen/Parallel.h>
-#include <torch/library.h>
-#include <torch/torch.h>
 
 #include <algorithm>
-#include <memory>
-#include <string>
+#include <utility>
 #include <vector>
 
-#include "huge_pages.h"
 #include "instruction_sets.h"
 #include "work.h"
 
 namespace mmcontext {
 namespace {
-
-using at::IntArrayRef;
-using at::Tensor;
 
 int64_t round_to(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
@@ -37,23 +32,6 @@ Operand operand(const Tensor& t) {
   o.end = o.data + (last + 1) * t.element_size();
   return o;
 }
-
-Storage storage_of(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kFloat: return Storage::kFloat;
-    case at::kDouble: return Storage::kDouble;
-    case at::kBFloat16: return Storage::kBFloat16;
-    case at::kHalf: return Storage::kHalf;
-    default:
-      TORCH_CHECK_TYPE(false, "the native local aggregation serves float32, float64, bfloat16 ",
-                       "and float16, got ", t.scalar_type());
-  }
-}
-
-struct Geometry {
-  IntArrayRef kernel, stride, padding, dilation;
-  bool interleaved;
-};
 
 // A plan together with what it points to.
 struct Planned {
@@ -304,8 +282,10 @@ Planned make_plan(Task task, const Tensor& source, const Tensor& kernel, const T
   return p;
 }
 
-void execute(Task task, const Tensor& source, const Tensor& kernel, const Tensor& target,
-             const Geometry& geometry) {
+}  // namespace
+
+void run_on_cpu(Task task, const Tensor& source, const Tensor& kernel, const Tensor& target,
+                const Geometry& geometry) {
   if (target.numel() == 0) return;
   const std::vector<const Kernels*> sets = allowed_kernels();
   const Kernels* set = sets.front();
@@ -327,277 +307,4 @@ void execute(Task task, const Tensor& source, const Tensor& kernel, const Tensor
   });
 }
 
-bool pixel_major(const Tensor& feature) {
-  return !feature.is_contiguous() && feature.is_contiguous(at::MemoryFormat::ChannelsLast);
-}
-
-Tensor empty_feature(const Tensor& like, int64_t channels, int64_t height, int64_t width) {
-  const auto layout = pixel_major(like) ? at::MemoryFormat::ChannelsLast
-                                        : at::MemoryFormat::Contiguous;
-  return on_huge_pages(at::empty({like.size(0), channels, height, width},
-                                 like.options().memory_format(layout)));
-}
-
-void check_operands(const Tensor& a, const Tensor& b) {
-  TORCH_CHECK_VALUE(a.device().is_cpu() && b.device().is_cpu(),
-                    "the native local aggregation serves CPU tensors, got ", a.device(), " and ",
-                    b.device());
-  TORCH_CHECK_TYPE(a.scalar_type() == b.scalar_type(), "operands must have one dtype, got ",
-                   a.scalar_type(), " and ", b.scalar_type());
-}
-
-Tensor forward(const Tensor& x, const Tensor& w, IntArrayRef kernel, IntArrayRef stride,
-               IntArrayRef padding, IntArrayRef dilation, bool interleaved) {
-  check_operands(x, w);
-  Tensor y = empty_feature(x, x.size(1), w.size(3), w.size(4));
-  execute(Task::kForward, x, w, y, {kernel, stride, padding, dilation, interleaved});
-  return y;
-}
-
-Tensor grad_input(const Tensor& grad, const Tensor& w, IntArrayRef input_size, IntArrayRef kernel,
-                  IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                  bool interleaved) {
-  check_operands(grad, w);
-  Tensor x = empty_feature(grad, grad.size(1), input_size[0], input_size[1]);
-  execute(Task::kGradInput, grad, w, x, {kernel, stride, padding, dilation, interleaved});
-  return x;
-}
-
-Tensor grad_weight(const Tensor& grad, const Tensor& x, int64_t groups, IntArrayRef kernel,
-                   IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                   bool interleaved) {
-  check_operands(grad, x);
-  const int64_t taps = kernel[0] * kernel[1];
-  Tensor w = empty_feature(x, groups * taps, grad.size(2), grad.size(3))
-                 .unflatten(1, {groups, taps});
-  execute(Task::kGradWeight, x, grad, w, {kernel, stride, padding, dilation, interleaved});
-  return w;
-}
-
-// The operators of the package. Their schemas, their fake kernels and the choice among
-// backends are Python's; here stand the CPU and autograd kernels, so that a call in training
-// or inference does not enter Python.
-using c10::string_view;
-using Forward = Tensor(const Tensor&, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef,
-                       IntArrayRef, bool, string_view);
-using GradInput = Tensor(const Tensor&, const Tensor&, c10::SymIntArrayRef, IntArrayRef,
-                         IntArrayRef, IntArrayRef, IntArrayRef, bool, string_view);
-using GradWeight = Tensor(const Tensor&, const Tensor&, c10::SymInt, IntArrayRef, IntArrayRef,
-                          IntArrayRef, IntArrayRef, bool, string_view);
-
-template <class Signature> c10::TypedOperatorHandle<Signature> find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-const c10::TypedOperatorHandle<Forward>& forward_op() {
-  static const auto op = find<Forward>("mmcontext::local_aggregation");
-  return op;
-}
-const c10::TypedOperatorHandle<GradInput>& grad_input_op() {
-  static const auto op = find<GradInput>("mmcontext::local_aggregation_grad_input");
-  return op;
-}
-const c10::TypedOperatorHandle<GradWeight>& grad_weight_op() {
-  static const auto op = find<GradWeight>("mmcontext::local_aggregation_grad_weight");
-  return op;
-}
-
-// Whether the choice falls on these kernels; any other goes through Python's table.
-bool served_here(const Tensor& a, const Tensor& b, string_view backend) {
-  const auto type = a.scalar_type();
-  return (backend.empty() || backend == "native") && type == b.scalar_type() && b.is_cpu() &&
-         (type == at::kFloat || type == at::kDouble || type == at::kBFloat16 ||
-          type == at::kHalf);
-}
-
-Tensor forward_cpu(const Tensor& x, const Tensor& w, IntArrayRef kernel, IntArrayRef stride,
-                   IntArrayRef padding, IntArrayRef dilation, bool interleaved,
-                   string_view backend) {
-  if (!served_here(x, w, backend)) {
-    static const auto chosen = find<Forward>("mmcontext_native::chosen_forward");
-    return chosen.call(x, w, kernel, stride, padding, dilation, interleaved, backend);
-  }
-  return forward(x, w, kernel, stride, padding, dilation, interleaved);
-}
-
-Tensor grad_input_cpu(const Tensor& grad, const Tensor& w, c10::SymIntArrayRef input_size,
-                      IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
-                      IntArrayRef dilation, bool interleaved, string_view backend) {
-  if (!served_here(grad, w, backend)) {
-    static const auto chosen = find<GradInput>("mmcontext_native::chosen_grad_input");
-    return chosen.call(grad, w, input_size, kernel, stride, padding, dilation, interleaved,
-                       backend);
-  }
-  return grad_input(grad, w, C10_AS_INTARRAYREF_SLOW(input_size), kernel, stride, padding,
-                    dilation, interleaved);
-}
-
-Tensor grad_weight_cpu(const Tensor& grad, const Tensor& x, c10::SymInt groups,
-                       IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
-                       IntArrayRef dilation, bool interleaved, string_view backend) {
-  if (!served_here(grad, x, backend)) {
-    static const auto chosen = find<GradWeight>("mmcontext_native::chosen_grad_weight");
-    return chosen.call(grad, x, groups, kernel, stride, padding, dilation, interleaved, backend);
-  }
-  return grad_weight(grad, x, groups.guard_int(__FILE__, __LINE__), kernel, stride, padding,
-                     dilation, interleaved);
-}
-
-// Everything about a call but its tensors, kept for the backward pass.
-struct Options {
-  std::vector<int64_t> kernel, stride, padding, dilation;
-  bool interleaved;
-  std::string backend;
-};
-
-using torch::autograd::AutogradContext;
-using torch::autograd::Variable;
-using torch::autograd::variable_list;
-
-// The aggregation is bilinear: each operator's derivatives are the other two.
-enum class Kind { kForward, kGradInput, kGradWeight };
-
-struct Call {
-  Kind kind;
-  Options options;
-  std::vector<c10::SymInt> input_size;
-  c10::SymInt groups;
-
-  Tensor forward(const Tensor& x, const Tensor& w) const {
-    return forward_op().call(x, w, options.kernel, options.stride, options.padding,
-                             options.dilation, options.interleaved, options.backend);
-  }
-  Tensor grad_input(const Tensor& grad, const Tensor& w, c10::SymIntArrayRef size) const {
-    return grad_input_op().call(grad, w, size, options.kernel, options.stride, options.padding,
-                                options.dilation, options.interleaved, options.backend);
-  }
-  Tensor grad_weight(const Tensor& grad, const Tensor& x, c10::SymInt count) const {
-    return grad_weight_op().call(grad, x, std::move(count), options.kernel, options.stride,
-                                 options.padding, options.dilation, options.interleaved,
-                                 options.backend);
-  }
-  Tensor operator()(const Tensor& a, const Tensor& b) const {
-    switch (kind) {
-      case Kind::kForward: return forward(a, b);
-      case Kind::kGradInput: return grad_input(a, b, input_size);
-      default: return grad_weight(a, b, groups);
-    }
-  }
-  // Gradients of (a, b) for the cotangent `g` of the result; only those wanted.
-  variable_list backward(const Tensor& g, const Tensor& a, const Tensor& b, bool want_a,
-                         bool want_b) const {
-    variable_list grads(2);
-    switch (kind) {
-      case Kind::kForward:  // a = x, b = w
-        if (want_a) grads[0] = grad_input(g, b, a.sym_sizes().slice(2));
-        if (want_b) grads[1] = grad_weight(g, a, b.sym_size(1));
-        break;
-      case Kind::kGradInput:  // a = grad, b = w
-        if (want_a) grads[0] = forward(g, b);
-        if (want_b) grads[1] = grad_weight(a, g, b.sym_size(1));
-        break;
-      case Kind::kGradWeight:  // a = grad, b = x
-        if (want_a) grads[0] = forward(b, g);
-        if (want_b) grads[1] = grad_input(a, g, b.sym_sizes().slice(2));
-        break;
-    }
-    return grads;
-  }
-};
-
-struct CallHolder : torch::CustomClassHolder {
-  explicit CallHolder(Call call) : call(std::move(call)) {}
-  Call call;
-};
-
-struct Differentiable : torch::autograd::Function<Differentiable> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& a, const Tensor& b,
-                        const c10::intrusive_ptr<CallHolder>& holder) {
-    at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({a, b});
-    ctx->saved_data["call"] = c10::IValue::make_capsule(holder);
-    return holder->call(a, b);
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const variable_list saved = ctx->get_saved_variables();
-    const auto capsule = ctx->saved_data["call"].toCapsule();
-    const Call& call = static_cast<CallHolder*>(capsule.get())->call;
-    variable_list result = call.backward(grads[0], saved[0], saved[1],
-                                         ctx->needs_input_grad(0), ctx->needs_input_grad(1));
-    result.emplace_back();
-    return result;
-  }
-};
-
-Tensor differentiable(Kind kind, const Tensor& a, const Tensor& b, c10::SymIntArrayRef input_size,
-                      c10::SymInt groups, IntArrayRef kernel, IntArrayRef stride,
-                      IntArrayRef padding, IntArrayRef dilation, bool interleaved,
-                      string_view backend) {
-  Call call{kind,
-            {kernel.vec(), stride.vec(), padding.vec(), dilation.vec(), interleaved,
-             std::string(backend)},
-            input_size.vec(),
-            std::move(groups)};
-  if (!at::GradMode::is_enabled() || !(a.requires_grad() || b.requires_grad())) {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return call(a, b);
-  }
-  return Differentiable::apply(a, b, c10::make_intrusive<CallHolder>(std::move(call)));
-}
-
-Tensor forward_autograd(const Tensor& x, const Tensor& w, IntArrayRef kernel, IntArrayRef stride,
-                        IntArrayRef padding, IntArrayRef dilation, bool interleaved,
-                        string_view backend) {
-  return differentiable(Kind::kForward, x, w, {}, 0, kernel, stride, padding, dilation,
-                        interleaved, backend);
-}
-Tensor grad_input_autograd(const Tensor& grad, const Tensor& w, c10::SymIntArrayRef input_size,
-                           IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
-                           IntArrayRef dilation, bool interleaved, string_view backend) {
-  return differentiable(Kind::kGradInput, grad, w, input_size, 0, kernel, stride, padding,
-                        dilation, interleaved, backend);
-}
-Tensor grad_weight_autograd(const Tensor& grad, const Tensor& x, c10::SymInt groups,
-                            IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
-                            IntArrayRef dilation, bool interleaved, string_view backend) {
-  return differentiable(Kind::kGradWeight, grad, x, {}, std::move(groups), kernel, stride,
-                        padding, dilation, interleaved, backend);
-}
-
-}  // namespace
 }  // namespace mmcontext
-
-#define GEOMETRY                                                                       \
-  "int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool interleaved, " \
-  "str backend"
-
-TORCH_LIBRARY_FRAGMENT(mmcontext_native, m) {
-  // The choice among backends, implemented in Python.
-  m.def("chosen_forward(Tensor x, Tensor w, " GEOMETRY ") -> Tensor");
-  m.def("chosen_grad_input(Tensor grad, Tensor w, SymInt[] input_size, " GEOMETRY ") -> Tensor");
-  m.def("chosen_grad_weight(Tensor grad, Tensor x, SymInt groups, " GEOMETRY ") -> Tensor");
-  // The kernels alone.
-  m.def("forward(Tensor x, Tensor w, int[] kernel_size, int[] stride, int[] padding, "
-        "int[] dilation, bool interleaved) -> Tensor");
-  m.def("grad_input(Tensor grad, Tensor w, int[] input_size, int[] kernel_size, int[] stride, "
-        "int[] padding, int[] dilation, bool interleaved) -> Tensor");
-  m.def("grad_weight(Tensor grad, Tensor x, int groups, int[] kernel_size, int[] stride, "
-        "int[] padding, int[] dilation, bool interleaved) -> Tensor");
-}
-
-TORCH_LIBRARY_IMPL(mmcontext_native, CPU, m) {
-  m.impl("forward", &mmcontext::forward);
-  m.impl("grad_input", &mmcontext::grad_input);
-  m.impl("grad_weight", &mmcontext::grad_weight);
-}
-
-TORCH_LIBRARY_IMPL(mmcontext, CPU, m) {
-  m.impl("local_aggregation", &mmcontext::forward_cpu);
-  m.impl("local_aggregation_grad_input", &mmcontext::grad_input_cpu);
-  m.impl("local_aggregation_grad_weight", &mmcontext::grad_weight_cpu);
-}
-
-TORCH_LIBRARY_IMPL(mmcontext, AutogradCPU, m) {
-  m.impl("local_aggregation", &mmcontext::forward_autograd);
-  m.impl("local_aggregation_grad_input", &mmcontext::grad_input_autograd);
-  m.impl("local_aggregation_grad_weight", &mmcontext::grad_weight_autograd);
-}

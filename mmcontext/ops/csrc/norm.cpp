@@ -1,7 +1,7 @@
 // Norms at inference, with the residual and the activation behind them in the same pass.
 #include <ATen/Parallel.h>
 #include <torch/library.h>
-#include <torch/torch.h>
+#include <ATen/ATen.h>
 
 #include <algorithm>
 #include <cmath>

@@ -1,6 +1,6 @@
 // Whether tensors still have the values that were once noted: many small ones, in one call.
 #include <torch/library.h>
-#include <torch/torch.h>
+#include <ATen/ATen.h>
 
 #include <cstring>
 

@@ -50,7 +50,8 @@ class Backend(Protocol):
 REFERENCE = 'reference'
 
 _BACKENDS: Dict[str, Backend] = {}
-_PREFERENCE = {'cuda': ('triton', 'torch'), 'cpu': ('native', 'torch')}
+# The compiled library, where it is there, takes the first of each by itself.
+_PREFERENCE = {'cuda': ('cuda', 'triton', 'torch'), 'cpu': ('native', 'torch')}
 
 
 def register_backend(name: str, backend: Backend) -> None:

@@ -1,7 +1,9 @@
 """Argument checks and the public entry."""
 import contextlib
-from typing import Dict, Iterator, Optional, Tuple, Union
+import functools
+from typing import Callable, Dict, Iterator, Optional, Tuple, Union
 
+import torch
 from torch import Tensor
 
 from mmcontext.ops.arguments import IntPair, per_axis
@@ -13,17 +15,24 @@ from mmcontext.ops.local_aggregation.backends import (
     refusals,
     register_backend,
 )
+from mmcontext.ops.local_aggregation.cuda import CudaBackend, NullBackend
 from mmcontext.ops.local_aggregation.native import NativeBackend
-from mmcontext.ops.local_aggregation.operators import check_same_kind, forward_op
+from mmcontext.ops.local_aggregation.operators import LIBRARY, check_same_kind, forward_op
 from mmcontext.ops.local_aggregation.reference import aggregate
 from mmcontext.ops.local_aggregation.shift_add import ShiftAddBackend
 from mmcontext.ops.local_aggregation.standard import aggregate_rows
 from mmcontext.ops.local_aggregation.triton_backend import TritonBackend
-from mmcontext.ops.tracing import is_exporting
+from mmcontext.ops.native_library import UNAVAILABLE
+from mmcontext.ops.tracing import is_compiling, is_exporting
 
 register_backend('native', NativeBackend())
-register_backend('torch', ShiftAddBackend())
+register_backend('cuda', CudaBackend())
+register_backend('null', NullBackend())
 register_backend('triton', TritonBackend())
+register_backend('torch', ShiftAddBackend())
+if UNAVAILABLE:
+    from mmcontext.ops.local_aggregation import portable
+    portable.register(LIBRARY)
 
 _SHARES = ('block', 'interleaved')
 _standard_only = False
@@ -59,33 +68,60 @@ def make_geometry(kernel_size: IntPair, stride: IntPair, padding: IntPair, dilat
                     share == 'interleaved')
 
 
-def checked_output_size(x: Tensor, geometry: Geometry) -> Tuple[int, int]:
-    """Height and width of the aggregation of a feature map, which is checked."""
-    if x.dim() != 4:
-        raise ValueError(f'x must be [B, C, H, W], got shape {tuple(x.shape)}')
+def check_floating_point(x: Tensor) -> None:
+    """Raise unless the feature map has a dtype that can be aggregated."""
     if not x.dtype.is_floating_point:
         raise TypeError(f'x must have a floating-point dtype, got {x.dtype}')
-    out_h, out_w = geometry.output_size(*x.shape[-2:])
+
+
+def checked_output_size(x_shape: Tuple[int, ...], geometry: Geometry) -> Tuple[int, int]:
+    """Height and width of the aggregation of a feature map of a shape, which is checked."""
+    if len(x_shape) != 4:
+        raise ValueError(f'x must be [B, C, H, W], got shape {tuple(x_shape)}')
+    out_h, out_w = geometry.output_size(*x_shape[-2:])
     if out_h < 1 or out_w < 1:
         raise ValueError(f'kernel_size {geometry.kernel_size} with dilation {geometry.dilation} '
-                         f'is larger than the padded input {tuple(x.shape[-2:])} + 2 * '
+                         f'is larger than the padded input {tuple(x_shape[-2:])} + 2 * '
                          f'{geometry.padding}')
     return out_h, out_w
 
 
-def _check_operands(x: Tensor, w: Tensor, geometry: Geometry) -> None:
-    out_h, out_w = checked_output_size(x, geometry)
-    if w.dim() != 5:
-        raise ValueError(f'w must be [B, G, Kh*Kw, Ho, Wo], got shape {tuple(w.shape)}')
-    channels, groups = x.shape[1], w.shape[1]
+def _check_shapes(x_shape: Tuple[int, ...], w_shape: Tuple[int, ...], kernel_size: IntPair,
+                  stride: IntPair, padding: IntPair, dilation: IntPair, share: str) -> Geometry:
+    geometry = make_geometry(kernel_size, stride, padding, dilation, share)
+    out_h, out_w = checked_output_size(x_shape, geometry)
+    if len(w_shape) != 5:
+        raise ValueError(f'w must be [B, G, Kh*Kw, Ho, Wo], got shape {tuple(w_shape)}')
+    channels, groups = x_shape[1], w_shape[1]
     if groups < 1 or channels % groups:
         raise ValueError(f'the {channels} channels of x are not divisible by the {groups} '
                          'groups of w')
     kernel_h, kernel_w = geometry.kernel_size
-    expected = (x.shape[0], groups, kernel_h * kernel_w, out_h, out_w)
-    if tuple(w.shape) != expected:
-        raise ValueError(f'w must have shape {expected} for x of shape {tuple(x.shape)} and '
-                         f'{geometry}, got {tuple(w.shape)}')
+    expected = (x_shape[0], groups, kernel_h * kernel_w, out_h, out_w)
+    if tuple(w_shape) != expected:
+        raise ValueError(f'w must have shape {expected} for x of shape {tuple(x_shape)} and '
+                         f'{geometry}, got {tuple(w_shape)}')
+    return geometry
+
+
+# What passed once passes again: the same shapes come at every step.
+_check_shapes_once = functools.lru_cache(maxsize=4096)(_check_shapes)
+
+
+def checked(check_once: Callable, check: Callable, *arguments) -> Geometry:
+    """The result of a check, remembered where its arguments can be (lists and the symbolic
+    sizes of a graph that is being recorded cannot)."""
+    if is_compiling() or torch.jit.is_tracing():
+        return check(*arguments)
+    try:
+        return check_once(*arguments)
+    except TypeError:
+        return check(*arguments)
+
+
+def _check_operands(x: Tensor, w: Tensor, *geometry_arguments) -> Geometry:
+    check_floating_point(x)
+    return checked(_check_shapes_once, _check_shapes, x.shape, w.shape, *geometry_arguments)
 
 
 def local_aggregation(x: Tensor, w: Tensor, kernel_size: IntPair, stride: IntPair = 1,
@@ -120,8 +156,7 @@ def local_aggregation(x: Tensor, w: Tensor, kernel_size: IntPair, stride: IntPai
         TypeError: x is not floating-point, or the dtypes differ outside autocast.
         RuntimeError: The backend asked for refuses these tensors.
     """
-    geometry = make_geometry(kernel_size, stride, padding, dilation, share)
-    _check_operands(x, w, geometry)
+    geometry = _check_operands(x, w, kernel_size, stride, padding, dilation, share)
     backend = backend or forced_backend()
     if standard_operators_wanted(backend):
         check_same_kind('x and w', x, w)
@@ -141,8 +176,7 @@ def explain(x: Tensor, w: Tensor, kernel_size: IntPair, stride: IntPair = 1, pad
         :func:`standard_operators` asks for it; ``refused``: backend -> reason, for those that
         cannot serve the tensors.
     """
-    geometry = make_geometry(kernel_size, stride, padding, dilation, share)
-    _check_operands(x, w, geometry)
+    geometry = _check_operands(x, w, kernel_size, stride, padding, dilation, share)
     reasons = refusals(x, w, geometry)
     backend = backend or forced_backend()
     return {

@@ -7,6 +7,7 @@ Here w is made for a few images, kernel groups or output rows at a time in a sma
 stays in the cache, and aggregated at once; the backward pass makes it again. The same sums are
 taken in the same order as without fusing, except that gradients are summed chunk by chunk.
 """
+import functools
 from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
@@ -24,6 +25,8 @@ from mmcontext.ops.local_aggregation.backends import (
     is_channels_last,
 )
 from mmcontext.ops.local_aggregation.frontend import (
+    check_floating_point,
+    checked,
     checked_output_size,
     local_aggregation,
     make_geometry,
@@ -340,26 +343,31 @@ register_fake('fused_involution', _forward_fake)
 register_fake('fused_involution_backward', _backward_fake)
 
 
-def _check_operands(x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor],
-                    scale: Optional[Tensor], geometry: Geometry) -> None:
+def _check_shapes(x: Tuple[int, ...], r: Tuple[int, ...], weight: Tuple[int, ...],
+                  bias: Optional[Tuple[int, ...]], scale: Optional[Tuple[int, ...]],
+                  *geometry_arguments) -> Geometry:
+    geometry = make_geometry(*geometry_arguments, 'block')
     taps = geometry.kernel_size[0] * geometry.kernel_size[1]
-    expected = (x.shape[0], *checked_output_size(x, geometry))
-    if r.dim() != 4:
-        raise ValueError(f'r must be [B, Cr, Ho, Wo], got shape {tuple(r.shape)}')
-    if (r.shape[0], *r.shape[-2:]) != expected:
+    expected = (x[0], *checked_output_size(x, geometry))
+    if len(r) != 4:
+        raise ValueError(f'r must be [B, Cr, Ho, Wo], got shape {tuple(r)}')
+    if (r[0], *r[-2:]) != expected:
         raise ValueError(f'r must have the batch, height and width {expected} for x of shape '
-                         f'{tuple(x.shape)} and {geometry}, got shape {tuple(r.shape)}')
-    outs = weight.shape[0] if weight.dim() == 2 else 0
-    if outs < 1 or outs % taps or weight.shape[1] != r.shape[1]:
-        raise ValueError(f'weight must be [G * {taps}, {r.shape[1]}], got shape '
-                         f'{tuple(weight.shape)}')
-    if x.shape[1] % (outs // taps):
-        raise ValueError(f'the {x.shape[1]} channels of x are not divisible by the '
-                         f'{outs // taps} groups of weight')
-    if bias is not None and tuple(bias.shape) != (outs, ):
-        raise ValueError(f'bias must have shape ({outs},), got {tuple(bias.shape)}')
-    if scale is not None and tuple(scale.shape) != tuple(x.shape[:2]):
-        raise ValueError(f'scale must have shape {tuple(x.shape[:2])}, got {tuple(scale.shape)}')
+                         f'{tuple(x)} and {geometry}, got shape {tuple(r)}')
+    outs = weight[0] if len(weight) == 2 else 0
+    if outs < 1 or outs % taps or weight[1] != r[1]:
+        raise ValueError(f'weight must be [G * {taps}, {r[1]}], got shape {tuple(weight)}')
+    if x[1] % (outs // taps):
+        raise ValueError(f'the {x[1]} channels of x are not divisible by the {outs // taps} '
+                         'groups of weight')
+    if bias is not None and tuple(bias) != (outs, ):
+        raise ValueError(f'bias must have shape ({outs},), got {tuple(bias)}')
+    if scale is not None and tuple(scale) != tuple(x[:2]):
+        raise ValueError(f'scale must have shape {tuple(x[:2])}, got {tuple(scale)}')
+    return geometry
+
+
+_check_shapes_once = functools.lru_cache(maxsize=4096)(_check_shapes)
 
 
 def fused_involution(x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor] = None,
@@ -395,8 +403,10 @@ def fused_involution(x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor
         TypeError: x is not floating-point, or the dtypes differ outside autocast.
         RuntimeError: The backend asked for refuses these tensors.
     """
-    geometry = make_geometry(kernel_size, stride, padding, dilation, 'block')
-    _check_operands(x, r, weight, bias, scale, geometry)
+    check_floating_point(x)
+    shapes = (None if t is None else t.shape for t in (x, r, weight, bias, scale))
+    geometry = checked(_check_shapes_once, _check_shapes, *shapes, kernel_size, stride, padding,
+                       dilation)
     backend = backend or forced_backend()
     if standard_operators_wanted(backend):
         return _unfused(x, r, weight, bias, scale, geometry, backend)

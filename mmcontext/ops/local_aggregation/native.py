@@ -1,8 +1,9 @@
-"""Backend of C++ kernels for the CPU.
+"""Backends of the compiled library: C++ kernels for the CPU here, CUDA kernels in ``cuda.py``.
 
-The library also holds the CPU and autograd kernels of the registered operators, so that a call
-that falls to it does not come back to Python. Without it (no compiler at install time) the
-backend refuses everything with the reason, and the next one serves.
+The library also holds the derivatives of the registered operators, autocast and the checks of
+sizes (``csrc/operators.cpp``), so that a call that falls to it does not come back to Python.
+Without it (no compiler at install time) these backends refuse everything with the reason, the
+next one serves, and ``portable.py`` does what the library would.
 """
 from typing import Optional, Tuple
 
@@ -15,32 +16,33 @@ from mmcontext.ops.native_library import UNAVAILABLE
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-if not UNAVAILABLE:
-    # What the library calls where the choice of a backend falls on another one.
-    _LIBRARY = torch.library.Library('mmcontext_native', 'IMPL')
-    _LIBRARY.impl('chosen_forward', operators._forward, 'CPU')
-    _LIBRARY.impl('chosen_grad_input', operators._grad_input, 'CPU')
-    _LIBRARY.impl('chosen_grad_weight', operators._grad_weight, 'CPU')
 
+class CompiledBackend:
+    """The operators, with the library's kernels asked for by name."""
+    name: str
 
-class NativeBackend:
-    """Vectorised C++ kernels for any geometry and layout; threads as set in torch."""
-
-    def refuse(self, x: Tensor, w: Tensor, geometry: Geometry) -> Optional[str]:
+    def refuse_dtype(self, x: Tensor) -> Optional[str]:
+        """Why the library cannot serve a tensor like ``x`` on any device, or None."""
         if UNAVAILABLE:
             return UNAVAILABLE
-        if x.device.type != 'cpu':
-            return f'the C++ kernels run on the CPU, the tensors are on {x.device}'
-        if x.dtype not in DTYPES:
-            return f'the C++ kernels have no {x.dtype}'
-        return None
+        return None if x.dtype in DTYPES else f'the compiled kernels have no {x.dtype}'
 
     def forward(self, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
-        return torch.ops.mmcontext_native.forward(x, w, *geometry)
+        return operators.forward_op(x, w, *geometry, self.name)
 
     def grad_input(self, grad: Tensor, w: Tensor, input_size: Tuple[int, int],
                    geometry: Geometry) -> Tensor:
-        return torch.ops.mmcontext_native.grad_input(grad, w, input_size, *geometry)
+        return operators.grad_input_op(grad, w, input_size, *geometry, self.name)
 
     def grad_weight(self, grad: Tensor, x: Tensor, groups: int, geometry: Geometry) -> Tensor:
-        return torch.ops.mmcontext_native.grad_weight(grad, x, groups, *geometry)
+        return operators.grad_weight_op(grad, x, groups, *geometry, self.name)
+
+
+class NativeBackend(CompiledBackend):
+    """Vectorised C++ kernels for any geometry and layout; threads as set in torch."""
+    name = 'native'
+
+    def refuse(self, x: Tensor, w: Tensor, geometry: Geometry) -> Optional[str]:
+        if x.device.type != 'cpu':
+            return f'the C++ kernels run on the CPU, the tensors are on {x.device}'
+        return self.refuse_dtype(x)

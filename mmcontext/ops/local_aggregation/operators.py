@@ -1,14 +1,12 @@
-"""The three registered torch operators.
+"""The three registered torch operators: schemas, shape functions, and the backends in Python.
 
-The aggregation is linear in the feature map and in the kernels, so it and its two gradients
-are closed under differentiation: each one's derivatives are the other two, and derivatives of
-any order follow. Only the two operands are saved for backward.
+The compiled library has everything else (``csrc/operators.cpp``): checks of sizes, derivatives,
+autocast, and the choice of its own backends. Where it is not there, ``portable.py`` has.
 """
-from typing import List, Sequence, Tuple
+from typing import List, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from mmcontext.ops.local_aggregation.backends import (
     Geometry,
@@ -16,6 +14,7 @@ from mmcontext.ops.local_aggregation.backends import (
     empty_feature,
     empty_kernels,
 )
+from mmcontext.ops.native_library import UNAVAILABLE
 
 _GEOMETRY = ('int[] kernel_size, int[] stride, int[] padding, int[] dilation, '
              'bool interleaved, str backend')
@@ -80,85 +79,12 @@ def _grad_weight_fake(grad, x, groups, kernel_size, *geometry_and_backend):
     return empty_kernels(x, groups, kernel_size[0] * kernel_size[1], *grad.shape[-2:])
 
 
-class _Forward(Function):
-
-    @staticmethod
-    def forward(ctx, x: Tensor, w: Tensor, *options) -> Tensor:
-        ctx.save_for_backward(x, w)
-        ctx.options = options
-        with torch._C._AutoDispatchBelowAutograd():
-            return forward_op(x, w, *options)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tuple:
-        x, w = ctx.saved_tensors
-        grad_x = grad_w = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad_input_op(grad, w, x.shape[-2:], *ctx.options)
-        if ctx.needs_input_grad[1]:
-            grad_w = grad_weight_op(grad, x, w.shape[1], *ctx.options)
-        return (grad_x, grad_w, *(None for _ in ctx.options))
-
-
-class _GradInput(Function):
-
-    @staticmethod
-    def forward(ctx, grad: Tensor, w: Tensor, input_size: Tuple[int, int], *options) -> Tensor:
-        ctx.save_for_backward(grad, w)
-        ctx.options = options
-        with torch._C._AutoDispatchBelowAutograd():
-            return grad_input_op(grad, w, input_size, *options)
-
-    @staticmethod
-    def backward(ctx, cotangent: Tensor) -> Tuple:
-        grad, w = ctx.saved_tensors
-        grad_grad = grad_w = None
-        if ctx.needs_input_grad[0]:
-            grad_grad = forward_op(cotangent, w, *ctx.options)
-        if ctx.needs_input_grad[1]:
-            grad_w = grad_weight_op(grad, cotangent, w.shape[1], *ctx.options)
-        return (grad_grad, grad_w, None, *(None for _ in ctx.options))
-
-
-class _GradWeight(Function):
-
-    @staticmethod
-    def forward(ctx, grad: Tensor, x: Tensor, groups: int, *options) -> Tensor:
-        ctx.save_for_backward(grad, x)
-        ctx.options = options
-        with torch._C._AutoDispatchBelowAutograd():
-            return grad_weight_op(grad, x, groups, *options)
-
-    @staticmethod
-    def backward(ctx, cotangent: Tensor) -> Tuple:
-        grad, x = ctx.saved_tensors
-        grad_grad = grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_grad = forward_op(x, cotangent, *ctx.options)
-        if ctx.needs_input_grad[1]:
-            grad_x = grad_input_op(grad, cotangent, x.shape[-2:], *ctx.options)
-        return (grad_grad, grad_x, None, *(None for _ in ctx.options))
-
-
 def autocast_dtype(device_type: str) -> torch.dtype:
     """The dtype that autocast computes in on a kind of device."""
     if hasattr(torch, 'get_autocast_dtype'):  # torch 2.4
         return torch.get_autocast_dtype(device_type)
     return (torch.get_autocast_gpu_dtype() if device_type == 'cuda'
             else torch.get_autocast_cpu_dtype())
-
-
-def _autocast(device_type: str):
-    """Kernel that brings the operands to autocast's dtype; float64 is left alone."""
-
-    def cast_and_call(x: Tensor, w: Tensor, *options) -> Tensor:
-        if torch.float64 not in (x.dtype, w.dtype):
-            dtype = autocast_dtype(device_type)
-            x, w = x.to(dtype), w.to(dtype)
-        with torch.autocast(device_type, enabled=False):
-            return forward_op(x, w, *options)
-
-    return cast_and_call
 
 
 def register_fake(name: str, function) -> None:
@@ -169,12 +95,12 @@ def register_fake(name: str, function) -> None:
         LIBRARY.impl(name, function, 'Meta')
 
 
-for _name, _kernel, _fake, _function in (
-        ('local_aggregation', _forward, _forward_fake, _Forward),
-        ('local_aggregation_grad_input', _grad_input, _grad_input_fake, _GradInput),
-        ('local_aggregation_grad_weight', _grad_weight, _grad_weight_fake, _GradWeight)):
-    LIBRARY.impl(_name, _kernel, 'CompositeExplicitAutograd')
-    LIBRARY.impl(_name, _function.apply, 'Autograd')
+# The compiled library has the operators' kernels and calls those of the same names in its own
+# namespace where the choice falls on a backend in Python.
+_SERVED_HERE = LIBRARY if UNAVAILABLE else torch.library.Library('mmcontext_native', 'IMPL')
+for _name, _kernel, _fake in (
+        ('local_aggregation', _forward, _forward_fake),
+        ('local_aggregation_grad_input', _grad_input, _grad_input_fake),
+        ('local_aggregation_grad_weight', _grad_weight, _grad_weight_fake)):
+    _SERVED_HERE.impl(_name, _kernel, 'CompositeExplicitAutograd')
     register_fake(_name, _fake)
-LIBRARY.impl('local_aggregation', _autocast('cpu'), 'AutocastCPU')
-LIBRARY.impl('local_aggregation', _autocast('cuda'), 'AutocastCUDA')

@@ -12,6 +12,12 @@ that span 2^31 elements or more.
 import triton
 import triton.language as tl
 
+# What changes with an image's size: compiled for no value of them, so that a size not seen
+# before compiles nothing. The innermost strides are left, since a 1 there makes accesses wide.
+_SIZES = ('channels', 'groups', 'positions', 'class_w', 'in_h', 'in_w', 'out_h', 'out_w', 'reduced',
+          *(f'{tensor}_s{axis}' for tensor in 'xywr' for axis in 'bcgh'))
+_jit = triton.jit(do_not_specialize=_SIZES)
+
 
 @triton.jit
 def _channel(group, j, groups, group_channels, INTERLEAVED: tl.constexpr):
@@ -22,7 +28,7 @@ def _channel(group, j, groups, group_channels, INTERLEAVED: tl.constexpr):
         return group * group_channels + j
 
 
-@triton.jit
+@_jit
 def forward_kernel(
         x, w, y, channels, groups, positions, in_h, in_w, out_w,
         x_sb, x_sc, x_sh, x_sw, w_sb, w_sg, w_sk, w_sh, w_sw, y_sb, y_sc, y_sh, y_sw,
@@ -69,7 +75,7 @@ def forward_kernel(
     tl.store(y_ptrs, acc.to(y.dtype.element_ty), mask=c_ok[:, None] & p_ok[None, :])
 
 
-@triton.jit
+@_jit
 def grad_input_kernel(
         gy, w, gx, channels, groups, positions, class_w, in_h, in_w, out_h, out_w,
         y_sb, y_sc, y_sh, y_sw, w_sb, w_sg, w_sk, w_sh, w_sw, x_sb, x_sc, x_sh, x_sw,
@@ -131,7 +137,7 @@ def grad_input_kernel(
     tl.store(gx_ptrs, acc.to(gx.dtype.element_ty), mask=c_ok[:, None] & p_ok[None, :])
 
 
-@triton.jit
+@_jit
 def grad_weight_kernel(
         gy, x, gw, channels, groups, positions, in_h, in_w, out_w,
         y_sb, y_sc, y_sh, y_sw, x_sb, x_sc, x_sh, x_sw, w_sb, w_sg, w_sk, w_sh, w_sw,
@@ -186,7 +192,7 @@ def grad_weight_kernel(
             tl.store(gw_ptrs + k * w_sk, acc.to(gw.dtype.element_ty), mask=p_ok)
 
 
-@triton.jit
+@_jit
 def fused_forward_kernel(
         x, r, weight, bias, scale, y, channels, groups, reduced, positions, in_h, in_w, out_w,
         x_sb, x_sc, x_sh, x_sw, r_sb, r_sc, r_sh, r_sw, m_so, m_si, y_sb, y_sc, y_sh, y_sw,

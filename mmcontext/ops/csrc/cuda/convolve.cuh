@@ -1,0 +1,164 @@
+// Forward and gradient of x: every thread has 4 target columns of kPart channels; the map's tile
+// stands in shared memory, rows of w stream through it.
+#pragma once
+
+#include "tile.cuh"
+
+namespace mmcontext {
+
+constexpr int kPart = PART;                           // channels of a thread
+
+// Stage the step'th row of taps of w.
+DEVICE void stage_kernels(const TiledParameters& p, const Block& at, int step, T* shared) {
+  constexpr int kPieces = kWide / KERNEL_VECTOR;  // of a quad
+  const T* sample = reinterpret_cast<const T*>(p.kernel.address) + at.batch * p.kernel.batch;
+  const int count = p.piece_cols.by * p.piece_rows.by * p.tile_groups * (KERNELS_LAST ? KERNEL : 1);
+  for (int item = threadIdx.x; item < count; item += blockDim.x) {
+    const int place = KERNELS_LAST ? item / KERNEL : item;
+    const int line = quotient(place, p.piece_cols), piece = place - line * p.piece_cols.by;
+    const int group = quotient(line, p.piece_rows), row = line - group * p.piece_rows.by;
+    const int target_row = at.row + row, kh = first_tap(target_row) + kRowStep * step;
+    const int from_row = kBack ? row_before(target_row, kh) : target_row;
+    const bool inside = kh < KERNEL && from_row >= 0 && from_row < p.kernel_rows &&
+                        at.group + group < p.groups;
+    const int col = at.quad * kWide + piece * KERNEL_VECTOR;
+    const int element = (at.group + group) * static_cast<int>(p.kernel.channel) +
+                        kh * KERNEL * static_cast<int>(p.kernel.tap) +
+                        from_row * static_cast<int>(p.kernel.row);
+    T* to = shared + line * p.wide_pitch + piece * KERNEL_VECTOR;
+#pragma unroll
+    for (int tap = 0; tap < KERNEL; ++tap) {
+      if (KERNELS_LAST && tap) break;
+      const int kw = KERNELS_LAST ? item - place * KERNEL : tap;
+      const int from_col = col + shift_quads(kw) * kWide;
+      const bool valid = inside && from_col >= 0 && from_col < p.kernel_cols;
+      const T* from = sample + element + kw * static_cast<int>(p.kernel.tap) +
+                      from_col * (KERNELS_LAST ? static_cast<int>(p.kernel.col) : 1);
+      async_copy<KERNEL_VECTOR * sizeof(T)>(to + kw * p.tap_pitch, valid ? from : sample, valid);
+    }
+  }
+  static_assert(kPieces * KERNEL_VECTOR == kWide, "pieces fill a quad");
+}
+
+// The elements of w of one row of taps that this thread needs, widened.
+DEVICE void load_kernels(const T* from, int tap_pitch, float (&w)[KERNEL][kWide]) {
+#pragma unroll
+  for (int kw = 0; kw < KERNEL; ++kw) {
+    T value[2 * kWide];
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      if (part && shift_rest(kw) == 0) break;
+      const auto raw = shared_load<kWide * sizeof(T)>(from + kw * tap_pitch + part * kWide);
+      memcpy(&value[part * kWide], &raw, sizeof raw);
+    }
+#pragma unroll
+    for (int m = 0; m < kWide; ++m) w[kw][m] = widen(value[m + shift_rest(kw)]);
+  }
+}
+
+// Add one row of taps: `from` is the unit of the quad's first source pixel.
+DEVICE void add_row(const char* from, const float (&w)[KERNEL][kWide],
+                    float (&sum)[kPart][4]) {
+#pragma unroll
+  for (int pixel = 0; pixel < kPixels; ++pixel) {
+    float value[kPart];
+    load_channels<kPart>(from + 16 * unit_of<kQuad>(pixel), value);
+#pragma unroll
+    for (int kw = 0; kw < KERNEL; ++kw) {
+      const int m = tap_element(kw, pixel);
+      if (m < 0) continue;
+      const int col = tap_column(kw) + m * kColumnStep;
+#pragma unroll
+      for (int c = 0; c < kPart; ++c) sum[c][col] += w[kw][m] * value[c];
+    }
+  }
+}
+
+DEVICE void store_target(const TiledParameters& p, const Block& at, int group, int row, int col,
+                         int first, const float (&sum)[kPart][4]) {
+  T* sample = reinterpret_cast<T*>(p.target.address) + at.batch * p.target.batch;
+  const int channel = group * p.group_step + first * p.channel_step;
+  T* to = sample + channel * static_cast<int>(p.target.channel) +
+          row * static_cast<int>(p.target.row) +
+          col * (OTHER_LAST ? static_cast<int>(p.target.col) : 1);
+  if constexpr (OTHER_LAST) {
+#pragma unroll
+    for (int t = 0; t < 4; ++t) {
+      float value[kPart];
+#pragma unroll
+      for (int c = 0; c < kPart; ++c) value[c] = sum[c][t];
+      if (col + t < p.target_cols) {
+        store_narrow<kPart, kUnit>(to + t * static_cast<int>(p.target.col), value,
+                                   p.shared - first);
+      }
+    }
+  } else {
+#pragma unroll
+    for (int c = 0; c < kPart; ++c) {
+      if (first + c >= p.shared) break;
+      store_narrow<4, OTHER_VECTOR>(
+          to + c * p.channel_step * static_cast<int>(p.target.channel), sum[c],
+          p.target_cols - col);
+    }
+  }
+}
+
+DEVICE void convolve(const TiledParameters& p) {
+  constexpr int kParts = CHANNELS / kPart;
+  char* map = shared_memory();
+  T* kernels = reinterpret_cast<T*>(map + p.kernel_offset);
+  const Block at = this_block(p);
+#pragma unroll
+  for (int step = 0; step < STAGES - 1; ++step) {
+    if (step < kSteps) stage_kernels(p, at, step, kernels + step * p.stage_pitch);
+    // The map belongs to the first group of copies, which is waited for first.
+    if (step == 0) {
+      const int row0 = kBack ? row_before(at.row, KERNEL - 1)
+                             : at.row * STRIDE - p.pad_h;
+      const int col0 = at.quad * kQuad + (kBack ? kFirstPixel : -p.pad_w);
+      stage_map<kQuad, SOURCE_LAST, SOURCE_VECTOR>(p, p.source, p.map, p.source_rows,
+                                                   p.source_cols, row0, col0, at, map);
+    }
+    async_commit();
+  }
+  const int quads = p.tile_groups * p.tile_rows * p.tile_quads;
+  const int mine = threadIdx.x, part = mine / quads < kParts ? mine / quads : kParts - 1;
+  const int n = mine - part * quads < quads ? mine - part * quads : quads - 1;
+  const int line = n / p.tile_quads, quad = n - line * p.tile_quads;
+  const int group = line / p.tile_rows, row = line - group * p.tile_rows;
+  const int target_row = at.row + row, tap0 = first_tap(target_row);
+  const char* from = map + 16 * (group * p.map.group_pitch + part * (kPart / kUnit) +
+                                 unit_of<kQuad>(quad * kQuad));
+  const T* wide = kernels + line * p.wide_pitch + quad * kWide;
+  float sum[kPart][4] = {};
+  int stage = 0;
+#pragma unroll 1
+  for (int step = 0; step < kSteps; ++step) {
+    async_wait<STAGES - 2>();
+    block_barrier();
+    const int ahead = step + STAGES - 1;
+    if (ahead < kSteps) {
+      int place = stage + STAGES - 1;
+      place = place >= STAGES ? place - STAGES : place;
+      stage_kernels(p, at, ahead, kernels + place * p.stage_pitch);
+    }
+    async_commit();
+    const int kh = tap0 + kRowStep * step;
+    if (kh < KERNEL) {
+      const int map_row = kBack ? row_before(target_row, kh) - row_before(at.row, KERNEL - 1)
+                                : row * STRIDE + kh * DILATION;
+      float w[KERNEL][kWide];
+      load_kernels(wide + stage * p.stage_pitch, p.tap_pitch, w);
+      add_row(from + 16 * map_row * p.map.row_pitch, w, sum);
+    }
+    stage = stage + 1 == STAGES ? 0 : stage + 1;
+  }
+  async_wait<0>();
+  const int col = (at.quad + quad) * 4;
+  if (mine < quads * kParts && at.group + group < p.groups && target_row < p.target_rows &&
+      col < p.target_cols) {
+    store_target(p, at, at.group + group, target_row, col, at.chunk + part * kPart, sum);
+  }
+}
+
+}  // namespace mmcontext

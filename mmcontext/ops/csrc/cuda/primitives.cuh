@@ -1,0 +1,170 @@
+// Storage types, vectors, asynchronous copies: the few lines in which the kernels touch the
+// machine. The same names exist in the host emulation (tests/ops/cuda_emulation), which checks
+// every address.
+#pragma once
+
+#ifdef MMCONTEXT_EMULATION
+#include "emulation.h"
+#else
+#define DEVICE __device__ __forceinline__
+#endif
+
+namespace mmcontext {
+
+#ifdef MMCONTEXT_EMULATION
+using emulation::async_commit;
+using emulation::async_copy;
+using emulation::async_wait;
+using emulation::block_barrier;
+using emulation::global_load;
+using emulation::global_store;
+using emulation::narrow_bfloat16;
+using emulation::narrow_half;
+using emulation::shared_load;
+using emulation::shared_memory;
+using emulation::shared_store;
+using emulation::widen_half;
+#endif
+
+struct BFloat16 { unsigned short bits; };
+struct Half { unsigned short bits; };
+
+template <int kCode> struct StorageOf;
+template <> struct StorageOf<0> { using type = float; using sum = float; };
+template <> struct StorageOf<1> { using type = double; using sum = double; };
+template <> struct StorageOf<2> { using type = BFloat16; using sum = float; };
+template <> struct StorageOf<3> { using type = Half; using sum = float; };
+
+// kBytes of raw memory that move in one instruction.
+template <int kBytes> struct Raw;
+template <> struct Raw<2> { unsigned short word[1]; };
+template <> struct alignas(4) Raw<4> { unsigned word[1]; };
+template <> struct alignas(8) Raw<8> { unsigned word[2]; };
+template <> struct alignas(16) Raw<16> { unsigned word[4]; };
+
+template <class To, class From> DEVICE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "a cast of bits keeps the size");
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+#ifndef MMCONTEXT_EMULATION
+
+DEVICE void block_barrier() { __syncthreads(); }
+
+DEVICE char* shared_memory() {
+  extern __shared__ __align__(16) char memory[];
+  return memory;
+}
+
+// Read-only for the whole kernel, hence the non-coherent path.
+template <int kBytes> DEVICE Raw<kBytes> global_load(const void* from) {
+  Raw<kBytes> to;
+  if constexpr (kBytes == 2) {
+    asm("ld.global.nc.u16 %0, [%1];" : "=h"(to.word[0]) : "l"(from));
+  } else if constexpr (kBytes == 4) {
+    asm("ld.global.nc.u32 %0, [%1];" : "=r"(to.word[0]) : "l"(from));
+  } else if constexpr (kBytes == 8) {
+    asm("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(to.word[0]), "=r"(to.word[1]) : "l"(from));
+  } else {
+    asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(to.word[0]), "=r"(to.word[1]), "=r"(to.word[2]), "=r"(to.word[3]) : "l"(from));
+  }
+  return to;
+}
+
+template <int kBytes> DEVICE void global_store(void* to, const Raw<kBytes>& value) {
+  *static_cast<Raw<kBytes>*>(to) = value;
+}
+
+template <int kBytes> DEVICE Raw<kBytes> shared_load(const void* from) {
+  return *static_cast<const Raw<kBytes>*>(from);
+}
+
+template <int kBytes> DEVICE void shared_store(void* to, const Raw<kBytes>& value) {
+  *static_cast<Raw<kBytes>*>(to) = value;
+}
+
+// Copy kBytes to shared memory without waiting; nothing is read and zeros are written where
+// `valid` is false. Before compute capability 8.0 the copy is made at once.
+template <int kBytes> DEVICE void async_copy(void* to, const void* from, bool valid) {
+#if __CUDA_ARCH__ >= 800
+  if constexpr (kBytes >= 4) {
+    const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    const int bytes = valid ? kBytes : 0;
+    if constexpr (kBytes == 16) {
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                   :: "r"(place), "l"(from), "r"(bytes) : "memory");
+    } else {
+      asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
+                   :: "r"(place), "l"(from), "n"(kBytes), "r"(bytes) : "memory");
+    }
+    return;
+  }
+#endif
+  Raw<kBytes> value = {};
+  if (valid) value = global_load<kBytes>(from);
+  shared_store<kBytes>(to, value);
+}
+
+DEVICE void async_commit() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Wait until at most kPending of this thread's latest groups of copies are under way.
+template <int kPending> DEVICE void async_wait() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" :: "n"(kPending) : "memory");
+#endif
+}
+
+DEVICE float widen_half(unsigned short bits) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+  return value;
+}
+
+DEVICE unsigned short narrow_half(float value) {
+  unsigned short bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+}
+
+DEVICE unsigned short narrow_bfloat16(float value) {
+#if __CUDA_ARCH__ >= 800
+  unsigned short bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+#else
+  const unsigned all = bit_cast<unsigned>(value);
+  if ((all & 0x7fffffffu) > 0x7f800000u) return static_cast<unsigned short>(all >> 16 | 0x40u);
+  return static_cast<unsigned short>((all + 0x7fffu + (all >> 16 & 1u)) >> 16);
+#endif
+}
+
+#endif  // MMCONTEXT_EMULATION
+
+DEVICE float widen(float value) { return value; }
+DEVICE double widen(double value) { return value; }
+DEVICE float widen(BFloat16 value) {
+  return bit_cast<float>(static_cast<unsigned>(value.bits) << 16);
+}
+DEVICE float widen(Half value) { return widen_half(value.bits); }
+
+DEVICE void narrow(float value, float& to) { to = value; }
+DEVICE void narrow(double value, double& to) { to = value; }
+DEVICE void narrow(float value, BFloat16& to) { to.bits = narrow_bfloat16(value); }
+DEVICE void narrow(float value, Half& to) { to.bits = narrow_half(value); }
+
+template <class T> DEVICE T load_one(const T* from) {
+  if constexpr (sizeof(T) == 8) {
+    return bit_cast<T>(global_load<8>(from));
+  } else {
+    return bit_cast<T>(global_load<sizeof(T)>(from));
+  }
+}
+
+}  // namespace mmcontext

@@ -1,0 +1,69 @@
+// The tiled CUDA kernels as the planner sees them: what is compiled in, what a tile costs.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "cuda/parameters.cuh"
+#include "cuda_plan.h"
+
+namespace mmcontext {
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+constexpr int64_t kBatches = 65535;              // of one launch: the grid's second or third side
+
+// What is compiled into a tiled kernel, and what follows from it.
+struct Variant {
+  int task, storage, kernel, stride, dilation, channels, part;
+  bool source_last, other_last, kernels_last;
+  int source_vector, other_vector, kernel_vector;
+
+  bool back() const { return task == 1; }
+  int bytes() const { return storage == 0 ? 4 : 2; }
+  int unit() const { return 16 / bytes(); }
+  int units() const { return channels / unit(); }
+  int wide() const { return back() ? 4 / stride : 4; }
+  int quad() const { return back() ? 4 / stride : 4 * stride; }
+  int pad() const { return dilation * (kernel - 1) / 2; }
+  // Threads that a quad has: parts of its channels, or rows of taps.
+  int sharers() const { return task == 2 ? kernel : channels / part; }
+  int threads() const { return task == 2 ? 512 : 256; }
+  int steps() const {
+    const int step = back() && dilation % stride ? stride : 1;
+    return (kernel + step - 1) / step;
+  }
+  // Source pixels and rows beyond those of the first quad and of the first row.
+  int pixels(int quads) const {
+    const int reach = (kernel - 1) * dilation;
+    return (quads - 1) * quad() + (back() ? (reach + 3) / stride + 1 : 3 * stride + reach + 1);
+  }
+  int rows(int count) const {
+    const int reach = (kernel - 1) * dilation;
+    return back() ? (count - 1 + reach) / stride + 2 : (count - 1) * stride + reach + 1;
+  }
+};
+
+struct Tile { int rows, quads, groups; };
+
+struct Candidate { Tile tile; double cycles; };
+
+// Whether a tiled kernel serves the problem, and which.
+bool choose_variant(const CudaProblem& problem, Variant& variant);
+
+// Compile options, sorted.
+std::string options(const Variant& variant);
+
+// Fill in everything of the parameter that depends on the tile; bytes of shared memory.
+int64_t lay_out(const Variant& variant, const Tile& tile, int64_t pad_w, TiledParameters& to);
+
+// Estimated cycles of the whole launch; negative where the device has no room for the tile.
+double cycles(const Variant& variant, const CudaProblem& problem, const CudaDevice& device,
+              const Tile& tile);
+
+// All tiles that the device has room for, best first.
+std::vector<Candidate> candidates(const Variant& variant, const CudaProblem& problem,
+                                  const CudaDevice& device);
+
+}  // namespace mmcontext

@@ -1,0 +1,74 @@
+"""Compiled kernels on disk, so that only the first process that needs one compiles it."""
+import hashlib
+import os
+import pathlib
+import tempfile
+import warnings
+from typing import Callable, Optional
+
+CACHE_VARIABLE = 'MMCONTEXT_KERNEL_CACHE'
+_DIGEST_BYTES = 32
+
+
+def folder() -> Optional[pathlib.Path]:
+    """Where compiled kernels are kept.
+
+    The folder that the environment variable ``MMCONTEXT_KERNEL_CACHE`` names ('off': nowhere),
+    else ``mmcontext/kernels`` in the user's cache folder. None: nowhere.
+    """
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return None if named == 'off' else pathlib.Path(named)
+    base = os.environ.get('XDG_CACHE_HOME')
+    try:
+        return (pathlib.Path(base) if base else pathlib.Path.home() / '.cache') / (
+            'mmcontext/kernels')
+    except RuntimeError:  # a user without a home
+        return None
+
+
+def _read(path: pathlib.Path) -> Optional[bytes]:
+    """What was stored in a file; None where there is none, or it is not whole."""
+    try:
+        stored = path.read_bytes()
+    except OSError:
+        return None
+    digest, image = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
+    return image if hashlib.sha256(image).digest() == digest else None
+
+
+def _write(path: pathlib.Path, image: bytes) -> None:
+    """Store it; the file appears complete, whoever else writes it at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, 'wb') as file:
+            file.write(hashlib.sha256(image).digest() + image)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def kept(identity: str, make: Callable[[], bytes]) -> bytes:
+    """A compiled kernel, from disk or made now and stored.
+
+    A folder that cannot be written costs a warning and the time to compile in each process.
+
+    Args:
+        identity: All that the result depends on.
+        make: Makes it.
+    """
+    where = folder()
+    if where is None:
+        return make()
+    path = where / hashlib.sha256(identity.encode()).hexdigest()
+    image = _read(path)
+    if image is None:
+        image = make()
+        try:
+            _write(path, image)
+        except OSError as error:
+            warnings.warn(f'compiled GPU kernels cannot be kept in {where} ({error}); set '
+                          f'{CACHE_VARIABLE} to another folder, or to off')
+    return image

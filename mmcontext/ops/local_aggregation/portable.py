@@ -1,0 +1,84 @@
+"""Derivatives and autocast of the registered operators where there is no compiled library.
+
+The twin of ``csrc/operators.cpp``, tested by the same tests. The aggregation is linear in the
+feature map and in the kernels, so it and its two gradients are closed under differentiation:
+each one's derivatives are the other two, and derivatives of any order follow.
+"""
+from typing import Callable, Tuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from mmcontext.ops.local_aggregation.operators import (
+    autocast_dtype,
+    forward_op,
+    grad_input_op,
+    grad_weight_op,
+)
+
+
+def _differentiable(op: Callable, gradients: Callable) -> Callable:
+    """The operator ``op(a, b, *options)`` with its derivatives.
+
+    Args:
+        gradients: Of (cotangent, a, b, size, geometry) -> functions that make the gradients of
+            a and of b. ``size``: the option between the operands and the geometry, if any.
+    """
+
+    class Differentiable(Function):
+
+        @staticmethod
+        def forward(ctx, a: Tensor, b: Tensor, *options) -> Tensor:
+            ctx.save_for_backward(a, b)
+            ctx.options = options
+            with torch._C._AutoDispatchBelowAutograd():
+                return op(a, b, *options)
+
+        @staticmethod
+        def backward(ctx, cotangent: Tensor) -> Tuple:
+            makers = gradients(cotangent, *ctx.saved_tensors, ctx.options[-6:])
+            return (*(make() if wanted else None
+                      for make, wanted in zip(makers, ctx.needs_input_grad)),
+                    *(None for _ in ctx.options))
+
+    return Differentiable.apply
+
+
+def _forward_gradients(g: Tensor, x: Tensor, w: Tensor, geometry: Tuple) -> Tuple:
+    return (lambda: grad_input_op(g, w, x.shape[-2:], *geometry),
+            lambda: grad_weight_op(g, x, w.shape[1], *geometry))
+
+
+def _grad_input_gradients(g: Tensor, grad: Tensor, w: Tensor, geometry: Tuple) -> Tuple:
+    return (lambda: forward_op(g, w, *geometry),
+            lambda: grad_weight_op(grad, g, w.shape[1], *geometry))
+
+
+def _grad_weight_gradients(g: Tensor, grad: Tensor, x: Tensor, geometry: Tuple) -> Tuple:
+    return (lambda: forward_op(x, g, *geometry),
+            lambda: grad_input_op(grad, g, x.shape[-2:], *geometry))
+
+
+def _autocast(device_type: str) -> Callable:
+    """Kernel that brings the operands to autocast's dtype; float64 is left alone."""
+
+    def cast_and_call(x: Tensor, w: Tensor, *options) -> Tensor:
+        if torch.float64 not in (x.dtype, w.dtype):
+            dtype = autocast_dtype(device_type)
+            x, w = x.to(dtype), w.to(dtype)
+        with torch.autocast(device_type, enabled=False):
+            return forward_op(x, w, *options)
+
+    return cast_and_call
+
+
+def register(library: torch.library.Library) -> None:
+    """Give the operators their derivatives and autocast."""
+    for name, op, gradients in (
+            ('local_aggregation', forward_op, _forward_gradients),
+            ('local_aggregation_grad_input', grad_input_op, _grad_input_gradients),
+            ('local_aggregation_grad_weight', grad_weight_op, _grad_weight_gradients)):
+        library.impl(name, _differentiable(op, gradients), 'Autograd')
+    library.impl('local_aggregation', _autocast('cpu'), 'AutocastCPU')
+    library.impl('local_aggregation', _autocast('cuda'), 'AutocastCUDA')
