@@ -6,7 +6,8 @@ CUDA error, or a negative number for what it does not serve. Directions are 0 fo
 1 gradient of x and 2 gradient of w.
 """
 import ctypes
-from typing import Callable, Dict, List
+import functools
+from typing import Callable, Dict, List, Tuple
 
 import torch
 from bench_ops import Shape
@@ -28,15 +29,16 @@ class Prototype:
         self._call = ctypes.CDLL(path).agg
 
     def directions(self, x: Tensor, w: Tensor, grad: Tensor,
-                   shape: Shape) -> Dict[str, List[Callable[[], object]]]:
-        """For every direction the launches of the tiles that serve it."""
+                   shape: Shape) -> Dict[str, List[Tuple[Callable[[], int], Callable]]]:
+        """For every direction and tile that serves it, a launch and what returns its result."""
         operands = {'forward': (x, w, torch.empty_like(grad)),
                     'grad_x': (grad, w, torch.empty_like(x)),
                     'grad_w': (grad, x, torch.empty_like(w))}
         steps = {}
         for number, (name, tensors) in enumerate(operands.items()):
             launches = [self._launch(number, tensors, shape, tile) for tile in _TILES]
-            steps[name] = [launch for launch in launches if launch() == 0]
+            steps[name] = [(launch, functools.partial(_result, launch, tensors[2]))
+                           for launch in launches if launch() == 0]
         return steps
 
     def _launch(self, direction: int, tensors: tuple, shape: Shape,
@@ -62,7 +64,14 @@ class Prototype:
         def launch() -> int:
             if threads > _MAX_THREADS[direction]:
                 return -1
-            stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+            stream = torch.cuda.current_stream().cuda_stream if tensors[0].is_cuda else None
             return self._call(int(tensors[0].dtype == torch.bfloat16), direction, shape.kernel,
-                              shape.stride, vector, *addresses, *integers, stream)
+                              shape.stride, vector, *addresses, *integers,
+                              ctypes.c_void_p(stream))
         return launch
+
+
+def _result(launch: Callable[[], int], target: Tensor) -> Tensor:
+    target.fill_(float('nan'))
+    launch()
+    return target.clone()
