@@ -14,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 from gpu import report
 from gpu.machine import prepare
@@ -32,10 +33,12 @@ class Campaign:
     Args:
         options: Parsed options.
         tasks: All tasks, in order.
+        prepare: Makes the environment of the tasks, see :func:`gpu.machine.prepare`.
     """
 
-    def __init__(self, options: argparse.Namespace, tasks: Tuple[Task, ...] = TASKS) -> None:
-        self.options, self.tasks = options, tasks
+    def __init__(self, options: argparse.Namespace, tasks: Tuple[Task, ...] = TASKS,
+                 prepare: Callable = prepare) -> None:
+        self.options, self.tasks, self._prepare = options, tasks, prepare
         self.out = Path(options.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.stop = time.monotonic() + 60 * options.minutes
@@ -43,6 +46,7 @@ class Campaign:
         if self._file.is_file():
             self.state = json.loads(self._file.read_text())
         self.work = Path(options.work or tempfile.mkdtemp(prefix='mmcontext-campaign-'))
+        self.work.mkdir(parents=True, exist_ok=True)
         options.work = str(self.work)
 
     @property
@@ -56,7 +60,7 @@ class Campaign:
 
     def run(self) -> int:
         """Run what is wanted and not done; returns the number of tasks with a failure."""
-        environment, self.state['setup'] = prepare(self.options, self.work, self._log)
+        environment, self.state['setup'] = self._prepare(self.options, self.work, self._log)
         for task in self.tasks:
             done = self.state['tasks'].get(task.name, {}).get('status') == 'done'
             if task.part not in self.options.parts or done and not self.options.again:
@@ -115,9 +119,12 @@ class Campaign:
             prototype=options.prototype, backend='torch' if options.dry_run else 'cuda',
             seconds=seconds, path=str(path), function=task.function)
 
-    def _here(self, task: Task, path: Path) -> Tuple[Optional[int], List[str]]:
+    def _here(self, task: Task, path: Path) -> Tuple[int, List[str]]:
         from gpu.task import run
-        run(self._arguments(task, path, 1.))
+        try:
+            run(self._arguments(task, path, 5.))
+        except Exception:
+            return 1, traceback.format_exc().splitlines()[-_TAIL_LINES:]
         return 0, []
 
     def _process(self, task: Task, path: Path,
@@ -126,6 +133,9 @@ class Campaign:
         limit = min(task.limit, max(self.left, 1))
         arguments = json.dumps(vars(self._arguments(task, path, limit)))
         command = [*task.tool, sys.executable, '-m', 'gpu.task', arguments]
+        tiles = self.out / 'tiles.txt'
+        if tiles.is_file() and task.name != 'tiles':
+            environment = dict(environment, MMCONTEXT_CUDA_TILES=str(tiles))
         output = self.work / f'{task.name}.log'
         with open(output, 'w') as stream:
             process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT,

@@ -133,7 +133,7 @@ def time_model(record: Record, clocks: Device, name: str, model: torch.nn.Module
     first += [seconds(batch) for _, batch in batches[1:]]
     times = [[seconds(batch) for _, batch in batches] for _ in range(rounds)]
     steady = [1e3 * statistics.median(column) for column in zip(*times)]
-    peak = clocks.peak_mib(lambda: seconds(batches[0][1]))
+    peak = clocks.peak_mib(lambda: seconds(batches[0][1]), whole=True)
     later = None if compiled is None else compilations() - compiled
     for (size, _), new, ms in zip(batches, first, steady):
         record.row('detection', model=name, size=size, first_s=round(new, 3), ms=round(ms, 1),

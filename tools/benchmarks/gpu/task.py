@@ -11,7 +11,7 @@ def run(options: argparse.Namespace) -> Record:
     """Call the task's function with a record and the options."""
     record = Record(options.path)
     module, function = options.function.split(':')
-    getattr(importlib.import_module(f'gpu.{module}'), function)(record, options)
+    getattr(importlib.import_module(module), function)(record, options)
     record.note(finished=True)
     return record
 

@@ -8,7 +8,7 @@ class Task(NamedTuple):
     Args:
         name: Name, also of its entry in ``campaign.json``.
         part: Letter of the part.
-        function: ``module:function`` under this package.
+        function: ``module:function``, called with a record and the options.
         limit: Seconds after which it is ended; what it has found until then is kept.
         least: Seconds that must be left for it to be worth starting.
         needs: Packages without which it cannot run.
@@ -35,25 +35,25 @@ def _sanitizer(tool: str) -> Tuple[str, ...]:
 
 # (a) to (c) decide about the kernels and fit in four minutes; the rest is about networks.
 TASKS = (
-    Task('correctness', 'a', 'correctness:main', 50),
-    Task('operators', 'b', 'operators:main', 60),
-    Task('host', 'b', 'steps:host', 30),
-    Task('fused', 'b', 'fused:main', 20),
-    Task('first_step', 'b', 'steps:first_step', 45, needs=_NETWORKS),
-    Task('sizes', 'b', 'steps:sizes', 20),
-    Task('tiles', 'c', 'operators:tiles', 30),
-    Task('memcheck', 'a', 'correctness:sanitized', 25, tool=_sanitizer('memcheck')),
-    Task('racecheck', 'a', 'correctness:sanitized', 25, tool=_sanitizer('racecheck')),
-    Task('networks', 'd', 'networks:main', 150, 20, _NETWORKS, resumes=True),
-    Task('grouped', 'e', 'grouped:main', 40),
-    Task('detection', 'f', 'detection:main', 90, 20, (*_NETWORKS, 'mmdet')),
-    Task('segmentation', 'f', 'detection:segmentor', 30, 15, (*_NETWORKS, 'mmseg')),
-    Task('triton_operators', 'b', 'operators:triton', 60),
-    Task('digits', 'g', 'training:digits', 120, 40, (*_NETWORKS, 'mmdet', 'mmseg', 'sklearn')),
-    Task('precisions', 'd', 'networks:precisions', 90, 20, _NETWORKS, resumes=True),
-    Task('compiled', 'd', 'networks:compiled', 120, 40, _NETWORKS, resumes=True),
-    Task('triton_correctness', 'a', 'correctness:triton', 25),
-    Task('shift_and_add', 'b', 'operators:compiled', 60),
-    Task('cifar10', 'h', 'training:cifar10', 600, 60, _NETWORKS, resumes=True),
+    Task('correctness', 'a', 'gpu.correctness:main', 50),
+    Task('operators', 'b', 'gpu.operators:main', 60),
+    Task('host', 'b', 'gpu.steps:host', 30),
+    Task('fused', 'b', 'gpu.fused:main', 20),
+    Task('first_step', 'b', 'gpu.steps:first_step', 45, needs=_NETWORKS),
+    Task('sizes', 'b', 'gpu.steps:sizes', 20),
+    Task('tiles', 'c', 'gpu.operators:tiles', 30),
+    Task('memcheck', 'a', 'gpu.correctness:sanitized', 25, tool=_sanitizer('memcheck')),
+    Task('racecheck', 'a', 'gpu.correctness:sanitized', 25, tool=_sanitizer('racecheck')),
+    Task('networks', 'd', 'gpu.networks:main', 150, 20, _NETWORKS, resumes=True),
+    Task('grouped', 'e', 'gpu.grouped:main', 40),
+    Task('detection', 'f', 'gpu.detection:main', 90, 20, (*_NETWORKS, 'mmdet')),
+    Task('segmentation', 'f', 'gpu.detection:segmentor', 30, 15, (*_NETWORKS, 'mmseg')),
+    Task('triton_operators', 'b', 'gpu.operators:triton', 60),
+    Task('digits', 'g', 'gpu.training:digits', 120, 40, (*_NETWORKS, 'mmdet', 'mmseg', 'sklearn')),
+    Task('precisions', 'd', 'gpu.networks:precisions', 90, 20, _NETWORKS, resumes=True),
+    Task('compiled', 'd', 'gpu.networks:compiled', 120, 40, _NETWORKS, resumes=True),
+    Task('triton_correctness', 'a', 'gpu.correctness:triton', 25),
+    Task('shift_and_add', 'b', 'gpu.operators:compiled', 60),
+    Task('cifar10', 'h', 'gpu.training:cifar10', 600, 60, _NETWORKS, resumes=True),
 )
 PARTS = ''.join(sorted({task.part for task in TASKS}))

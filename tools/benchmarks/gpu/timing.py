@@ -98,13 +98,18 @@ class Device:
         us = self._pair_us(lambda: target.copy_(source), 10, 0)
         return 2 * source.numel() * source.element_size() / (1e-6 * us)
 
-    def peak_mib(self, run: Callable[[], object]) -> float:
-        """MiB that a call allocates at its peak, over what is there before it; 0 on a CPU."""
+    def peak_mib(self, run: Callable[[], object], whole: bool = False) -> float:
+        """MiB allocated at the peak of a call; 0 on a CPU.
+
+        Args:
+            run: The call.
+            whole: Whether what is there before the call (but for the clock's own) counts too.
+        """
         if not self.on_gpu:
             run()
             return 0.
         self.synchronize()
-        before = torch.cuda.memory_allocated()
+        before = _FLOOD_BYTES if whole else torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         run()
         self.synchronize()
