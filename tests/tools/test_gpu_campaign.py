@@ -53,7 +53,7 @@ def test_rows_survive_the_end_of_time_and_failures_are_listed(campaign, tmp_path
     assert found['slow']['tables'] == {'sizes': [{'number': 0}]}
     said = capsys.readouterr().out
     assert 'slow was ended after' in said and 'a row: ValueError: known trouble' in said
-    assert 'the last words' in said and said in (tmp_path / 'out/campaign.md').read_text() or True
+    assert 'the last words' in said
     assert 'the last words' in (tmp_path / 'out/campaign.md').read_text()
 
 
@@ -116,7 +116,7 @@ def test_every_part_runs_on_tiny_shapes(tmp_path):
     pytest.importorskip('mmseg')
     done = subprocess.run(
         ['bash', str(BENCHMARKS / 'gpu_campaign.sh'), '--dry-run', '--out', str(tmp_path),
-         '--work', str(tmp_path / 'work'), '--data', 'none.npz', '--minutes', '9'],
+         '--work', str(tmp_path / 'work'), '--data', 'none.npz', '--minutes', '30'],
         env={**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'},
         capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -141,7 +141,9 @@ class _OperatorCount(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += not function.is_view
+        # What aliases an operand without writing to it is a view.
+        self.count += not any(returned.alias_info and not returned.alias_info.is_write
+                              for returned in function._schema.returns)
         return function(*args, **(kwargs or {}))
 
 

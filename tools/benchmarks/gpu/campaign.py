@@ -93,8 +93,8 @@ class Campaign:
         status = {0: 'done', None: 'out of time'}.get(code, 'failed')
         if status == 'failed':
             content['failures'].append(dict(what=task.name, reason=f'exit status {code}'))
-        entry = dict(part=task.part, status=status, seconds=round(time.monotonic() - start, 1),
-                     **content)
+        entry = dict(part=task.part, status=status, gpu=self.state['setup'].get('gpu', ''),
+                     seconds=round(time.monotonic() - start, 1), **content)
         return entry if status == 'done' and not task.tool else dict(entry, tail=tail)
 
     def _refusal(self, task: Task, environment: Dict[str, str]) -> str:

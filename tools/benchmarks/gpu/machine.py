@@ -3,6 +3,7 @@ import argparse
 import glob
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ print(json.dumps(facts))
 
 def _start(command: list, environment: Dict[str, str]) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True)
+                            stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
 def _finish(process: subprocess.Popen, what: str, log: Callable[[str], None],
@@ -39,7 +40,7 @@ def _finish(process: subprocess.Popen, what: str, log: Callable[[str], None],
         output = process.communicate(timeout=seconds)[0]
         reason = f'exit status {process.returncode}'
     except subprocess.TimeoutExpired:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # and what holds its output open
         output, reason = process.communicate()[0], f'not done after {seconds:.0f} s'
     log(f'== {what}: {reason}\n{output}')
     lines = output.strip().splitlines() or ['']

@@ -43,6 +43,12 @@ def _images(device: str, batch: int, size: int, layout: str) -> torch.Tensor:
         memory_format=_MEMORY[layout])
 
 
+def _scaler(device: str):
+    if hasattr(torch.amp, 'GradScaler'):  # torch 2.3
+        return torch.amp.GradScaler(device)
+    return torch.cuda.amp.GradScaler(enabled=device == 'cuda')
+
+
 def training_step(model: nn.Module, device: str, batch: int, size: int, dtype: str,
                   layout: str) -> Callable[[], torch.Tensor]:
     """Forward, loss, backward and SGD step; returns the loss."""
@@ -50,7 +56,7 @@ def training_step(model: nn.Module, device: str, batch: int, size: int, dtype: s
     images = _images(device, batch, size, layout)
     labels = torch.randint(0, 1000, (batch, ), device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-    scaler = torch.amp.GradScaler(device) if dtype == 'float16' else None
+    scaler = _scaler(device) if dtype == 'float16' else None
 
     def step() -> torch.Tensor:
         optimizer.zero_grad()
@@ -127,7 +133,7 @@ def measure(record: Record, options: argparse.Namespace, names: Tuple[str, ...],
                     torch.manual_seed(0)
                     model = (narrow if tiny else build)(name)
                     if setting.compiled:
-                        model = torch.compile(model, backend='eager' if tiny else 'inductor')
+                        model = torch.compile(model, disable=tiny)
                     batch = batches[mode != 'infer_1']
                     make = training_step if mode == 'train' else inference_step
                     step = make(model, options.device, batch, size, setting.dtype, setting.layout)

@@ -154,8 +154,7 @@ def compiled(record: Record, options: argparse.Namespace) -> None:
     """Shift-and-add under torch.compile."""
     clocks = Device(options.device)
     bandwidth = clocks.copy_bandwidth()
-    run = torch.compile(shift_and_add, dynamic=False,
-                        backend='eager' if options.dry_run else 'inductor')
+    run = torch.compile(shift_and_add, dynamic=False, disable=options.dry_run)
     for shape in shapes(options)[:4]:
         time_one(record, clocks, 'shift-and-add, compiled', run, shape, 'float32', 'nchw',
                  bandwidth)

@@ -145,7 +145,8 @@ def failures(state: dict) -> str:
         if task['status'] == 'left out':
             lines.append(f'- {name} left out: {task["reason"]}')
         elif task['status'] == 'out of time':
-            lines.append(f'- {name} was ended after {task["seconds"]} s; its rows until then count')
+            lines.append(
+                f'- {name} was ended after {task["seconds"]} s; its rows until then count')
         lines += [f'- {name}: {failure["what"]}: {failure["reason"]}'
                   for failure in task['failures']]
         if task['status'] == 'failed':
@@ -158,6 +159,9 @@ def markdown(state: dict) -> str:
     setup = ', '.join(f'{key} {value}' for key, value in state['setup'].items())
     notes = [f'- {name}: {", ".join(f"{key} {value}" for key, value in task["notes"].items())}'
              for name, task in state['tasks'].items() if task.get('notes')]
+    machines = {task['gpu'] for task in state['tasks'].values() if task.get('gpu')}
+    if len(machines) > 1:
+        setup += f'. The rows come from several GPUs: {", ".join(sorted(machines))}'
     parts = ['# GPU campaign', setup, failures(state)]
     parts += [f'## {title}\n\n{make(state)}' for table, title, make in _SECTIONS
               if _rows(state, table)]

@@ -122,8 +122,9 @@ def cifar10(record: Record, options: argparse.Namespace) -> None:
     work.mkdir(parents=True, exist_ok=True)
     if options.dry_run:
         from train_cifar10 import NETWORKS, make_config
-        record.row('cifar10', network=next(iter(NETWORKS)),
-                   epochs=make_config('data', next(iter(NETWORKS)), 2, 'work').train_cfg.max_epochs)
+        for network in NETWORKS:
+            config = make_config('data', network, 2, 'work', workers=1)
+            record.row('cifar10', network=network, epochs=config.train_cfg.max_epochs)
         return
     folder, epochs = _cifar_folder(options.data, work), 10
     for network in ('ResNet-26', 'CedNet-26', 'RedNet-26', 'ResNet-50', 'CoTNet-50',
