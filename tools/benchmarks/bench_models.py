@@ -27,17 +27,25 @@ NETWORKS = {
     'CoResNet-50': dict(type='mmcontext.CoResNet', depth=50),
     'PyConvResNet-50': dict(type='mmcontext.PyConvResNet', depth=50),
     'PyConvHGResNet-50': dict(type='mmcontext.PyConvHGResNet', depth=50),
+    'SE-CoTNetD-50': dict(type='mmcontext.SECoTNetD', depth=50),
+    'CoTNeXt-50': dict(type='mmcontext.CoTNeXt', depth=50),
+    'CKResNet-50': dict(type='mmcontext.CKResNet', depth=50),
 }
 
 
 class Classifier(nn.Module):
-    """A backbone with mean pooling and a linear layer to 1000 classes."""
+    """A backbone with mean pooling and a linear layer to 1000 classes.
 
-    def __init__(self, cfg: dict) -> None:
+    Args:
+        cfg: Config of the backbone.
+        channels: Channels of its output. Defaults to 2048.
+    """
+
+    def __init__(self, cfg: dict, channels: int = 2048) -> None:
         super().__init__()
         from mmpretrain.registry import MODELS
         self.backbone = MODELS.build(cfg)
-        self.fc = nn.Linear(2048, 1000)
+        self.fc = nn.Linear(channels, 1000)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc(self.backbone(x)[-1].mean(dim=(2, 3)))

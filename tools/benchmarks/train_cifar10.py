@@ -43,7 +43,7 @@ NETWORKS = {
 }
 
 
-def make_config(data: str, network: str, epochs: int, work_dir: str) -> Config:
+def make_config(data: str, network: str, epochs: int, work_dir: str, workers: int = 0) -> Config:
     """Config of one training run."""
     backbone, channels = NETWORKS[network]
     backbone = dict(backbone, zero_init_residual=True)
@@ -51,7 +51,8 @@ def make_config(data: str, network: str, epochs: int, work_dir: str) -> Config:
     def loader(split: str, batch_size: int, transforms: list) -> dict:
         return dict(
             batch_size=batch_size,
-            num_workers=0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             sampler=dict(type='DefaultSampler', shuffle=split == 'train'),
             dataset=dict(
                 type='CustomDataset', data_root=data, data_prefix=split,
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument('--work-dir', default='work_dirs/cifar10',
                         help='logs, and results.json with the table')
+    parser.add_argument('--workers', type=int, default=0, help='processes that load images')
     args = parser.parse_args()
     if args.epochs < 2:
         parser.error(f'--epochs must be at least 2, got {args.epochs}')
@@ -105,7 +107,7 @@ def main() -> None:
     for network in args.networks:
         start = time.time()
         runner = Runner.from_cfg(make_config(
-            args.data, network, args.epochs, str(Path(args.work_dir, network))))
+            args.data, network, args.epochs, str(Path(args.work_dir, network)), args.workers))
         runner.train()
         accuracy = runner.message_hub.get_scalar('val/accuracy/top1').current()
         results[network] = dict(

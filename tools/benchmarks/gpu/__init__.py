@@ -1,0 +1,1 @@
+"""Parts of the GPU campaign; ``tools/benchmarks/gpu_campaign.sh`` runs them."""

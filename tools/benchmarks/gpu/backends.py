@@ -1,0 +1,50 @@
+"""Which implementations of the aggregation this machine has, and what they count."""
+import importlib
+from types import ModuleType
+from typing import Dict, List, Optional
+
+import torch
+
+from mmcontext.ops import explain
+
+# Timed and tested where they serve; the first is what a GPU should choose by itself.
+BACKENDS = ('cuda', 'triton', 'torch')
+
+
+def cuda_module() -> Optional[ModuleType]:
+    """The module of the CUDA backend, or None where this version has none."""
+    try:
+        return importlib.import_module('mmcontext.ops.local_aggregation.cuda')
+    except ImportError:
+        return None
+
+
+def compilations() -> Optional[int]:
+    """Kernels compiled by the CUDA backend in this process, or None where it does not count."""
+    count = getattr(cuda_module(), 'compilations', None)
+    return count() if count else None
+
+
+def refusals(device: str) -> Dict[str, str]:
+    """Backend to the reason why it does not serve a small float32 aggregation; '' if it does."""
+    x = torch.zeros(1, 16, 8, 8, device=device)
+    w = torch.zeros(1, 1, 9, 8, 8, device=device)
+    reasons = {}
+    for name in BACKENDS:
+        try:
+            explain(x, w, 3, padding=1, backend=name)
+            reasons[name] = ''
+        except (RuntimeError, ValueError) as error:
+            reasons[name] = str(error)
+    return reasons
+
+
+def available(device: str) -> List[str]:
+    """Backends that serve."""
+    return [name for name, reason in refusals(device).items() if not reason]
+
+
+def chosen(device: str) -> str:
+    """The backend that a call without a name takes."""
+    x = torch.zeros(1, 16, 8, 8, device=device)
+    return explain(x, torch.zeros(1, 1, 9, 8, 8, device=device), 3, padding=1)['chosen']
