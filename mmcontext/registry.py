@@ -12,6 +12,7 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
 # Models that subclass a class of an optional package: name -> (package, pip name, module).
@@ -24,6 +25,7 @@ _OPTIONAL_MODELS = {
     'ContextFCNMaskHead': ('mmdet', 'mmdet', 'mmcontext.models.heads.context_fcn_mask_head'),
     'ContextConvFCBBoxHead': ('mmdet', 'mmdet', 'mmcontext.models.heads.context_bbox_head'),
     'PyConvHead': ('mmseg', 'mmsegmentation', 'mmcontext.models.heads.pyconv_head'),
+    'FCNHead': ('mmseg', 'mmsegmentation', 'mmcontext.models.heads.fcn_head'),
     'ContextFCNHead': ('mmseg', 'mmsegmentation', 'mmcontext.models.heads.context_fcn_head'),
 }
 
@@ -81,3 +83,5 @@ TASK_UTILS = _OptionalRegistry('task util', parent=MMENGINE_TASK_UTILS, scope='m
                                locations=['mmcontext.models'], optional=_OPTIONAL_TASK_UTILS)
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmcontext',
                  locations=['mmcontext.engine'])
+WEIGHT_INITIALIZERS = Registry('weight initializer', parent=MMENGINE_WEIGHT_INITIALIZERS,
+                               scope='mmcontext', locations=['mmcontext.models'])
