@@ -33,6 +33,13 @@ SAMPLE = 2**15
 NORMAL, UNIFORM = 3., 1.8
 
 
+@pytest.fixture(autouse=True)
+def no_records(monkeypatch):
+    """mmengine's record of what initialised what, which takes most of the time."""
+    for module in ('base_module', 'weight_init'):
+        monkeypatch.setattr(f'mmengine.model.{module}.update_init_info', lambda *a, **k: None)
+
+
 def fan_in_of(name, tensors):
     return tensors[re.sub('bias$', 'weight', name)][0].numel()
 
