@@ -6,7 +6,8 @@
 A row has the field's name, the authors' value and the key of the resolved config that holds ours;
 keys are dotted, and [Type] picks an entry of a list by its type, [2] by its number. `here` is our
 value where its form differs, `was` what stood here before it was corrected, `why` the reason of a
-deviation on purpose. With `each`, values are lists, one entry for each config of the table.
+deviation on purpose. With `each`, values are lists, one entry for each config of the table; so may
+`was` be, null where nothing changed.
 """
 import argparse
 import math
@@ -21,6 +22,8 @@ import yaml
 from mmengine.config import Config, utils
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+# Configs of one table from which on each has a row.
+MANY = 9
 STATUS = ('equal', 'corrected', 'deviates')
 
 
@@ -43,7 +46,7 @@ def look_up(cfg: Any, key: str) -> Any:
                     entry for entry in cfg if entry['type'].split('.')[-1] == name)
             except (StopIteration, IndexError, TypeError, KeyError):
                 return None
-        elif isinstance(cfg, dict):
+        elif hasattr(cfg, 'get'):
             cfg = cfg.get(part)
         else:
             return None
@@ -68,9 +71,12 @@ def load(path: Path) -> dict:
     return yaml.safe_load(path.read_text())
 
 
-def status_of(row: dict) -> str:
-    """One of STATUS."""
-    return 'deviates' if 'why' in row else 'corrected' if 'was' in row else 'equal'
+def status_of(row: dict, number: int = 0) -> str:
+    """One of STATUS, of one of the row's configs."""
+    was = row.get('was')
+    if row.get('each') and isinstance(was, list):
+        was = was[number]
+    return 'deviates' if 'why' in row else 'equal' if was is None else 'corrected'
 
 
 def rows(audit: dict) -> Iterator[Row]:
@@ -80,7 +86,8 @@ def rows(audit: dict) -> Iterator[Row]:
             value = row.get('here', row['authors'])
             for number, config in enumerate(table['configs']):
                 expected = value[number] if row.get('each') else value
-                yield Row(row['field'], config, row['key'], expected, status_of(row))
+                yield Row(row['field'], config, row['key'], expected,
+                          status_of(row, number))
 
 
 def cell(value: Any) -> str:
@@ -95,6 +102,22 @@ def cell(value: Any) -> str:
         value, (int, str)) or isinstance(value, bool) else str(value)
 
 
+def by_config(table: dict) -> list:
+    """Lines of a table with a row a config, of the fields in which they differ."""
+    varied = [row for row in table['rows'] if row.get('each')]
+    lines = ['Authors / here, or one value where ours is alike or the default:', '',
+             '| Config | ' + ' | '.join(row['field'] for row in varied) + ' |',
+             '|:--|' + ':-:|' * len(varied)]
+    for number, config in enumerate(table['configs']):
+        cells = []
+        for row in varied:
+            theirs, ours = row['authors'][number], row.get('here', row['authors'])[number]
+            alike = ours is None or same(ours, theirs) or isinstance(theirs, str)
+            cells.append(cell(theirs) if alike else f'{cell(theirs)} / {cell(ours)}')
+        lines.append(f'| `{config}` | ' + ' | '.join(cells) + ' |')
+    return lines
+
+
 def markdown(audit: dict) -> str:
     """The page of a family."""
     lines = [f'# {audit["family"]}: the authors\' recipe and ours', '',
@@ -104,16 +127,29 @@ def markdown(audit: dict) -> str:
     for note in audit.get('notes', []):
         lines += [note.strip(), '']
     for table in audit['tables']:
-        lines += [f'## {table["title"]}', '',
-                  ', '.join(f'`{c}`' for c in table['configs']), '',
-                  '| Field | Authors | Here | Read in | |', '|:--|:--|:--|:--|:--|']
+        lines += [f'## {table["title"]}', '']
+        many = len(table['configs']) > MANY
+        if not many:
+            lines += [', '.join(f'`{c}`' for c in table['configs']), '']
+        lines += ['| Field | Authors | Here | Read in | |', '|:--|:--|:--|:--|:--|']
         for row in table['rows']:
             value = row.get('here', row['authors'])
-            note = {'equal': '', 'corrected': f'corrected: was {cell(row.get("was"))}',
-                    'deviates': f'on purpose: {row.get("why")}'}[status_of(row)]
-            lines.append(f'| {row["field"]} | {cell(row["authors"])} | {cell(value)} '
+            note = ''
+            if 'why' in row:
+                note = f'on purpose: {row["why"]}'
+            elif isinstance(row.get('was'), list):
+                changed = [f'{cell(was)} in `{config}`' for config, was
+                           in zip(table['configs'], row['was']) if was is not None]
+                note = f'corrected: was {", ".join(changed)}'
+            elif 'was' in row:
+                note = f'corrected: was {cell(row["was"])}'
+            below = many and row.get('each')
+            values = ['below', 'below'] if below else [cell(row['authors']), cell(value)]
+            lines.append(f'| {" | ".join([row["field"], *values])} '
                          f'| {row.get("file", table.get("file"))} | {note} |')
         lines.append('')
+        if many:
+            lines += by_config(table) + ['']
     return '\n'.join(lines).rstrip() + '\n'
 
 
