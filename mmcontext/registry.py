@@ -35,7 +35,7 @@ _OPTIONAL_DATASETS = {
     name: ('mmpretrain', 'mmpretrain', f'mmcontext.datasets.{module}')
     for name, module in (('LRAListOps', 'long_range_arena'), ('LRAPathfinder', 'long_range_arena'),
                          ('LRAText', 'long_range_arena'), ('STL10', 'stl10'),
-                         ('SpeechCommands', 'speech_commands'))
+                         ('SpeechCommands', 'speech_commands'), ('ModelNet', 'modelnet'))
 }
 
 

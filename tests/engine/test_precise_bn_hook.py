@@ -26,6 +26,7 @@ class Net(BaseModel):
         return self
 
     def forward(self, inputs, mode='tensor'):
+        inputs = torch.stack(inputs) if isinstance(inputs, list) else inputs
         out = self.fixed(self.norm(self.linear(inputs)))
         return dict(loss=out.square().mean()) if mode == 'loss' else [out]
 
@@ -68,7 +69,7 @@ class Watch(Hook):
 
 def train(tmp_path, by_epoch, hooks):
     def loader(shuffle):
-        return dict(batch_size=6, num_workers=0, dataset=DATA,
+        return dict(batch_size=6, num_workers=0, dataset=[dict(inputs=row) for row in DATA],
                     sampler=dict(type='DefaultSampler', shuffle=shuffle))
     loops = (dict(by_epoch=True, max_epochs=3, val_interval=2) if by_epoch else
              dict(type='IterBasedTrainLoop', max_iters=12, val_interval=8))
