@@ -13,6 +13,7 @@ from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
 # Models that subclass a class of an optional package: name -> (package, pip name, module).
@@ -25,6 +26,7 @@ _OPTIONAL_MODELS = {
     'ContextFCNMaskHead': ('mmdet', 'mmdet', 'mmcontext.models.heads.context_fcn_mask_head'),
     'ContextConvFCBBoxHead': ('mmdet', 'mmdet', 'mmcontext.models.heads.context_bbox_head'),
     'PyConvHead': ('mmseg', 'mmsegmentation', 'mmcontext.models.heads.pyconv_head'),
+    'FCNHead': ('mmseg', 'mmsegmentation', 'mmcontext.models.heads.fcn_head'),
     'ContextFCNHead': ('mmseg', 'mmsegmentation', 'mmcontext.models.heads.context_fcn_head'),
 }
 
@@ -34,7 +36,7 @@ _OPTIONAL_DATASETS = {
     name: ('mmpretrain', 'mmpretrain', f'mmcontext.datasets.{module}')
     for name, module in (('LRAListOps', 'long_range_arena'), ('LRAPathfinder', 'long_range_arena'),
                          ('LRAText', 'long_range_arena'), ('STL10', 'stl10'),
-                         ('SpeechCommands', 'speech_commands'))
+                         ('SpeechCommands', 'speech_commands'), ('ModelNet', 'modelnet'))
 }
 
 
@@ -84,3 +86,5 @@ HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmcontext',
                  locations=['mmcontext.engine'])
 LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmcontext',
                  locations=['mmcontext.engine'])
+WEIGHT_INITIALIZERS = Registry('weight initializer', parent=MMENGINE_WEIGHT_INITIALIZERS,
+                               scope='mmcontext', locations=['mmcontext.models'])

@@ -11,7 +11,5 @@ model = dict(
         drop_rate=0.1))
 
 train_dataloader = dict(batch_size=64)
-optim_wrapper = dict(
-    optimizer=dict(lr=0.02),
-    paramwise_cfg=dict(custom_keys=dict(mask_width=dict(lr_mult=0.1))))
+optim_wrapper = dict(optimizer=dict(lr=0.02))
 custom_hooks = [dict(type='mmcontext.KernelPenaltyHook', weight=0.0001)]

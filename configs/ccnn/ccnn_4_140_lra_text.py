@@ -12,7 +12,5 @@ model = dict(
         drop_type='element'),
     head=dict(_delete_=True, type='mmcontext.BinaryClsHead', in_channels=140))
 
-optim_wrapper = dict(
-    optimizer=dict(lr=0.001),
-    paramwise_cfg=dict(custom_keys=dict(mask_width=dict(lr_mult=0.1))))
+optim_wrapper = dict(optimizer=dict(lr=0.001))
 custom_hooks = [dict(type='mmcontext.KernelPenaltyHook', weight=1e-05)]

@@ -10,6 +10,4 @@ model = dict(
         conv_cfg=dict(kernel_cfg=dict(omega_0=976.781)),
         drop_rate=0.15))
 
-optim_wrapper = dict(
-    optimizer=dict(lr=0.01),
-    paramwise_cfg=dict(custom_keys=dict(mask_width=dict(lr_mult=0.1))))
+optim_wrapper = dict(optimizer=dict(lr=0.01))

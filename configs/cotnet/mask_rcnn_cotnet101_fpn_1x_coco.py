@@ -7,6 +7,10 @@ model = dict(
         depth=101,
         out_indices=(0, 1, 2, 3),
         frozen_stages=1,
-        norm_eval=True,
+        norm_cfg=dict(type='SyncBN', requires_grad=True),
         init_cfg=dict(
             type='Pretrained', checkpoint='checkpoints/cotnet101.pth', prefix='backbone.')))
+train_pipeline = _base_.train_pipeline
+train_pipeline[2] = dict(
+    type='RandomResize', scale=[(1333, 640), (1333, 800)], keep_ratio=True)
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

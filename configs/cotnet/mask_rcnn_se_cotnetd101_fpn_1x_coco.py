@@ -7,6 +7,6 @@ model = dict(
         depth=101,
         out_indices=(0, 1, 2, 3),
         frozen_stages=1,
-        norm_eval=True,
+        norm_cfg=dict(type='SyncBN', requires_grad=True),
         init_cfg=dict(
             type='Pretrained', checkpoint='checkpoints/se_cotnetd101.pth', prefix='backbone.')))

@@ -10,3 +10,5 @@ model = dict(
         norm_eval=True,
         init_cfg=dict(
             type='Pretrained', checkpoint='checkpoints/rednet50.pth', prefix='backbone.')))
+# Linear warm-up over 2000 iterations
+_base_.param_scheduler[0].end = 2000

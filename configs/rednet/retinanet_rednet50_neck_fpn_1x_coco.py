@@ -4,6 +4,4 @@ model = dict(
     neck=dict(
         type='mmcontext.ContextFPN',
         context_cfg=dict(type='mmcontext.Involution2d')))
-# Linear warm-up over 2000 iterations
-_base_.param_scheduler[0].end = 2000
 optim_wrapper = dict(clip_grad=dict(max_norm=40, norm_type=2))

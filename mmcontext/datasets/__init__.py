@@ -1,4 +1,5 @@
-"""Sequence data sets and transforms that mmpretrain lacks; all read local files only."""
+"""Data sets and transforms that the mm libraries lack; all read local files only."""
+from mmcontext.datasets.segmentation_transforms import RandomGaussianBlur, RandomScale
 from mmcontext.datasets.sequence_transforms import ImageToSequence, mfcc
 
-__all__ = ['ImageToSequence', 'mfcc']
+__all__ = ['ImageToSequence', 'RandomGaussianBlur', 'RandomScale', 'mfcc']

@@ -161,7 +161,7 @@ class CKConvNd(nn.Module):
         if self.separable:
             self.channel_mixer = _CONV[self.dim](
                 in_channels, out_channels, 1, groups=groups, bias=bias)
-            nn.init.kaiming_normal_(self.channel_mixer.weight)
+            self._init_mixer(self.channel_mixer.weight)
             if bias:
                 nn.init.zeros_(self.channel_mixer.bias)
         length = (0, ) * self.dim if self.kernel_size == 'same' else self.kernel_size
@@ -170,6 +170,10 @@ class CKConvNd(nn.Module):
         self.register_buffer('train_length', torch.tensor(length, dtype=torch.float))
         self.register_buffer('initialized', torch.zeros(1))
         self._forget()
+
+    @staticmethod
+    def _init_mixer(weight: Tensor) -> None:
+        nn.init.kaiming_uniform_(weight, nonlinearity='linear')
 
     # -- arguments ---------------------------------------------------------------------------
 

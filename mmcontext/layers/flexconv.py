@@ -57,6 +57,10 @@ class FlexConvNd(CKConvNd):
             self.register_buffer('mask_mean', mean)
         self.register_buffer('mask_threshold', torch.full((1, ), float(mask['threshold'])))
 
+    @staticmethod
+    def _init_mixer(weight: Tensor) -> None:
+        nn.init.kaiming_normal_(weight)
+
     def _kernel_defaults(self) -> dict:
         return dict(init_box=self._init_box)
 

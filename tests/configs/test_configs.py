@@ -133,8 +133,12 @@ def test_published_classifiers_are_there():
     wanted = {f'{family}/{name}_imagenet.py'
               for family, names in CLASSIFIERS.items() for name in names}
     wanted |= {f'pyconv/pyconvresnet{d}_augment_imagenet_320.py' for d in (50, 101)}
+    wanted |= {f'{family}/{name}_rsb-{recipe}_imagenet.py' for recipe in ('a2', 'a3')
+               for family, name in [*DENSE.items(), ('pyconv', 'pyconvhgresnet50'),
+                                    ('ccnn', 'ckresnet50'), ('resnet', 'resnet50')]}
+    wanted.add('ccnn/ckresnet50_imagenet.py')
     assert wanted == {name for name in CONFIGS
-                      if '_imagenet' in name and not name.startswith('ccnn')}
+                      if '_imagenet' in name}
 
 
 @pytest.mark.parametrize('family', DENSE)
@@ -157,6 +161,8 @@ def test_published_dense_configs_are_there():
     wanted |= {f'pyconv/pyconvsegnet_{net}{depth}_ade20k.py' for net, depth in product(
         ('resnet', 'pyconvresnet'), (50, 101, 152))}
     wanted |= {f'pyconv/pyconvsegnet_{net}50_cityscapes.py' for net in ('resnet', 'pyconvresnet')}
+    wanted |= {f'{family}/mask_rcnn_{family}50_fpn_ms_3x_adamw_coco.py'
+               for family in ('rednet', 'cednet', 'cotnet')}
     wanted |= {'cednet/cednet26_digits.py', 'cednet/mask_rcnn_cednet26_fpn_digits.py',
                'pyconv/pyconvsegnet_pyconvresnet18_digits.py'}
     assert wanted <= set(CONFIGS)

@@ -47,14 +47,21 @@ def test_operator_in_neck_and_head(family, detector):
     for cfg in (plain, neck, head):
         backbone = cfg.model.backbone
         assert backbone.type.startswith('mmcontext.')
-        assert backbone.frozen_stages == 1 and backbone.norm_eval
+        assert backbone.frozen_stages == 1
+        if family == 'cotnet':
+            assert backbone.norm_cfg.type == 'SyncBN' and 'norm_eval' not in backbone
+        else:
+            assert backbone.norm_eval
         assert backbone.init_cfg == dict(
             type='Pretrained', checkpoint=f'checkpoints/{net}.pth', prefix='backbone.')
-        assert cfg.train_cfg.max_epochs == 12 and cfg.train_dataloader.batch_size == 2
+        assert cfg.train_dataloader.batch_size == 2
+        assert cfg.train_cfg.get('max_epochs') == (None if family == 'cotnet' else 12)
+        assert cfg.train_cfg.get('max_iters') == (90000 if family == 'cotnet' else None)
         assert cfg.optim_wrapper.optimizer == dict(
             type='SGD', lr=0.02, momentum=0.9, weight_decay=0.0001)
         assert cfg.param_scheduler[0].start_factor == 0.001
-    assert plain.model.neck.type == 'FPN' and plain.param_scheduler[0].end == 500
+    assert plain.model.neck.type == 'FPN'
+    assert plain.param_scheduler[0].end == (1000 if family == 'cotnet' else 500)
     for cfg in (neck, head):
         assert cfg.model.neck.type == 'mmcontext.ContextFPN'
         assert cfg.model.neck.context_cfg.type == operator
@@ -93,7 +100,8 @@ def test_cotnet_detectors_have_4conv1fc_heads_under_syncbn(detector, net):
 def test_retinanet_schedules():
     plain, neck = load('rednet/retinanet_rednet50_fpn'), load('rednet/retinanet_rednet50_neck_fpn')
     assert plain.optim_wrapper.optimizer.lr == neck.optim_wrapper.optimizer.lr == 0.01
-    assert neck.optim_wrapper.clip_grad.max_norm == 40 and neck.param_scheduler[0].end == 2000
+    assert neck.optim_wrapper.clip_grad.max_norm == 40 and 'clip_grad' not in plain.optim_wrapper
+    assert plain.param_scheduler[0].end == neck.param_scheduler[0].end == 2000
     assert neck.model.neck.add_extra_convs == 'on_input'
 
 

@@ -47,8 +47,11 @@ def test_ade20k_recipe(backbone, checkpoint, depth):
     assert all(head.align_corners and head.loss_decode.avg_non_ignore for head in heads)
     assert cfg.model.decode_head.dropout_ratio == 0.1
     assert cfg.model.test_cfg == dict(mode='slide', crop_size=(473, 473), stride=(315, 315))
+    assert {key: value.lr_mult for key, value in cfg.optim_wrapper.paramwise_cfg.custom_keys.items()
+            } == dict(decode_head=10, auxiliary_head=10)
     scales, flips = cfg.tta_pipeline[-1].transforms[:2]
-    assert [step.scale_factor for step in scales] == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+    assert [step.scale for step in scales] == [
+        (512 * r, 512 * r) for r in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)]
     assert [step.prob for step in flips] == [0, 1]
     assert cfg.tta_model.type == 'SegTTAModel'
 
@@ -77,7 +80,7 @@ def test_ade20k_training_pipeline(tmp_path):
         if step['type'] == 'RandomRotate':
             assert step['degree'] == 10
             step['prob'] = 1.
-        elif step['type'] == 'RandomResize':
+        elif step['type'] == 'mmcontext.RandomScale':
             assert step['ratio_range'] == (0.5, 2.0)
             step['ratio_range'] = (0.5, 0.5)
         elif step['type'] == 'RandomCrop':

@@ -1,54 +1,104 @@
-"""Train one small network of each family on CIFAR images, beside ResNets of the same depth.
+"""Train the families' networks of depth 26 on CIFAR-10, all by one recipe, in slices.
 
-    python tools/dataset_converters/cifar_npz.py cifar10.npz data/cifar10
-    python tools/benchmarks/train_cifar10.py data/cifar10 --epochs 10
+    python tools/benchmarks/train_cifar10.py data/cifar10_60k --epochs 100 --minutes 30
+    python tools/benchmarks/train_cifar10.py data/cifar10_60k --epochs 100 --minutes 30   # goes on
+    python tools/benchmarks/train_cifar10.py --table
 
-All networks have their published structure at a smaller width, and all are trained alike:
-batches of 64, AdamW (learning rate 2e-3, weight decay 0.05), one epoch of linear warm-up, then
-cosine, random crops with padding 4 and flips, residual branches that start at zero, one seed.
-The accuracy is that of the last epoch. It shows that the networks learn, not how good they are:
-the published stem and pool reduce 32x32 pixels to 8x8 before the first stage.
+The data are in ImageNet layout: folders train and test (or val) with a folder per class. Every
+network has the blocks of RedNet-26 (1, 2, 4, 1), widths that bring their multiply-adds within a
+fifth of ResNet-26's, and in place of its stem a 3x3 convolution without stride or pool, as 32
+pixels want it. Recipe: batches of 128, SGD 0.1 with Nesterov momentum 0.9, weight decay 5e-4
+without norms and biases, one epoch of linear warm-up, then cosine, label smoothing 0.1, random
+crops with padding 4 and flips, last norms of residual branches from zero. Accuracy is that of the
+last epoch.
+
+--minutes ends a slice at the first epoch that is over after so long; the same command continues
+it. results.json in the work directory keeps accuracy, seconds and images per second by epoch.
 """
 import argparse
 import json
 import sys
 import time
 from pathlib import Path
+from typing import List, Optional
 
+import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
-from mmpretrain.models.backbones.resnet import Bottleneck, ResNet
+from mmengine.hooks import Hook
+from mmengine.runner import Runner, find_latest_checkpoint
+from mmpretrain.models.backbones.resnet import Bottleneck, ResNet_CIFAR
+from torch import nn
 
+from mmcontext.engine.flops import config_complexity
+from mmcontext.models.backbones import CedNet, CoResNet, CoTNet, PyConvResNet, RedNet
 from mmcontext.registry import MODELS
+
+BLOCKS = (1, 2, 4, 1)
 
 
 @MODELS.register_module()
-class PlainResNet26(ResNet):
-    """mmpretrain's ResNet with the blocks of RedNet-26 and CedNet-26."""
-    arch_settings = {26: (Bottleneck, (1, 2, 4, 1))}
+class ResNet26ForCIFAR(ResNet_CIFAR):
+    """mmpretrain's ResNet for CIFAR with those blocks."""
+    arch_settings = {26: (Bottleneck, BLOCKS)}
 
 
-# Backbone and channels of its output. PyConv needs the full width: its first stage has 16
-# groups in a quarter of it.
-NETWORKS = {
-    'ResNet-50': (dict(type='ResNet', depth=50, stem_channels=16, base_channels=16), 512),
-    'CoResNet-50': (dict(type='mmcontext.CoResNet', depth=50, base_channels=16), 512),
-    'CoTNet-50': (dict(type='mmcontext.CoTNet', depth=50, base_channels=16), 512),
-    'ResNet-26': (dict(
-        type='mmcontext.PlainResNet26', depth=26, stem_channels=32, base_channels=32), 1024),
-    'RedNet-26': (dict(type='mmcontext.RedNet', depth=26, base_channels=32), 1024),
-    'CedNet-26': (dict(type='mmcontext.CedNet', depth=26, base_channels=32), 1024),
-    'ResNet-18': (dict(type='ResNet', depth=18), 512),
-    'PyConvResNet-18': (dict(type='mmcontext.PyConvResNet', depth=18), 512),
-}
+def for_cifar(base: type, **choices) -> type:
+    """A family's network with those blocks and the stem for 32 pixels."""
+
+    def make_stem(self, in_channels: int) -> nn.Sequential:
+        return nn.Sequential(self._conv_norm_act(in_channels, self.base_channels, 3, padding=1))
+
+    return MODELS.register_module()(type(f'{base.__name__}26ForCIFAR', (base, ), dict(
+        __doc__=for_cifar.__doc__, arch_settings={26: BLOCKS}, strides=(1, 2, 2, 2),
+        max_pool=False, _make_stem=make_stem, **choices)))
 
 
-def make_config(data: str, network: str, epochs: int, work_dir: str, workers: int = 0) -> Config:
+for_cifar(CoResNet)
+# A quarter of 32 channels has no 16 groups.
+for_cifar(PyConvResNet, pyramid_groups=((1, 2, 4, 8), (1, 2, 4), (1, 2), (1, )))
+for_cifar(CoTNet)
+for_cifar(RedNet)
+for_cifar(CedNet)
+
+# Width of the first stage.
+NETWORKS = dict(ResNet=32, CoResNet=32, PyConvResNet=32, CoTNet=32, RedNet=32, CedNet=32)
+
+
+class Slice(Hook):
+    """Ends the training after an epoch when the time is over, and keeps what it measured."""
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, path: Path, name: str, deadline: Optional[float]) -> None:
+        self.path, self.name, self.deadline = path, name, deadline
+
+    def before_train_epoch(self, runner) -> None:
+        self.start = time.time()
+
+    def after_train_epoch(self, runner) -> None:
+        self.seconds = time.time() - self.start
+
+    def after_val_epoch(self, runner, metrics: Optional[dict] = None) -> None:
+        results = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        row = results.setdefault(self.name, dict(
+            device=torch.cuda.get_device_name() if torch.cuda.is_available() else
+            f'CPU, {torch.get_num_threads()} threads', epochs={}))
+        images = len(runner.train_dataloader.dataset)
+        row['epochs'][str(runner.epoch)] = dict(
+            top1=round(float(metrics['accuracy/top1']), 2), seconds=round(self.seconds, 1),
+            images_per_second=round(images / self.seconds, 1))
+        self.path.write_text(json.dumps(results, indent=1))
+        if self.deadline is not None and time.time() > self.deadline:
+            runner.train_loop.stop_training = True
+
+
+def make_config(data: str, network: str, epochs: int, seed: int, work_dir: str,
+                width: Optional[int] = None, workers: int = 2) -> Config:
     """Config of one training run."""
-    backbone, channels = NETWORKS[network]
-    backbone = dict(backbone, zero_init_residual=True)
+    width = width or NETWORKS[network]
+    stem = dict(stem_channels=width) if network == 'ResNet' else {}
 
-    def loader(split: str, batch_size: int, transforms: list) -> dict:
+    def loader(split: str, batch_size: int, transforms: List[dict]) -> dict:
         return dict(
             batch_size=batch_size,
             num_workers=workers,
@@ -63,17 +113,21 @@ def make_config(data: str, network: str, epochs: int, work_dir: str, workers: in
         work_dir=work_dir,
         model=dict(
             type='ImageClassifier',
-            backbone=backbone,
+            backbone=dict(type=f'mmcontext.{network}26ForCIFAR', depth=26, base_channels=width,
+                          zero_init_residual=True, **stem),
             neck=dict(type='GlobalAveragePooling'),
-            head=dict(type='LinearClsHead', num_classes=10, in_channels=channels)),
+            head=dict(type='LinearClsHead', num_classes=10, in_channels=32 * width,
+                      loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, num_classes=10))),
         data_preprocessor=dict(
             num_classes=10, mean=[125.3, 123.0, 113.9], std=[63.0, 62.1, 66.7], to_rgb=True),
-        train_dataloader=loader('train', 64, [
+        train_dataloader=loader('train', 128, [
             dict(type='RandomCrop', crop_size=32, padding=4),
             dict(type='RandomFlip', prob=0.5)]),
-        val_dataloader=loader('val', 100, []),
+        val_dataloader=loader(test_folder(data), 500, []),
         val_evaluator=dict(type='Accuracy', topk=(1, )),
-        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05)),
+        optim_wrapper=dict(
+            optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True),
+            paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0.)),
         param_scheduler=[
             dict(type='LinearLR', start_factor=0.01, begin=0, end=1, convert_to_iter_based=True),
             dict(type='CosineAnnealingLR', T_max=epochs - 1, begin=1, end=epochs,
@@ -81,44 +135,69 @@ def make_config(data: str, network: str, epochs: int, work_dir: str, workers: in
         train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=1),
         val_cfg=dict(),
         default_hooks=dict(
-            checkpoint=dict(type='CheckpointHook', interval=epochs, max_keep_ckpts=1),
-            logger=dict(type='LoggerHook', interval=40)),
-        randomness=dict(seed=0)))
+            checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1),
+            logger=dict(type='LoggerHook', interval=100)),
+        randomness=dict(seed=seed)))
+
+
+def test_folder(data: str) -> str:
+    """'test', or 'val' where there is no such folder."""
+    return 'test' if Path(data, 'test').is_dir() else 'val'
+
+
+def print_table(results: dict) -> None:
+    """Size, cost and accuracy of the runs."""
+    print(f'{"network, seed":<20}{"M params":>9}{"M FLOPs":>9}{"epochs":>8}{"top-1 %":>9}'
+          f'{"images/s":>10}  device')
+    for name, row in results.items():
+        network = name.split(',')[0]
+        counts = config_complexity(make_config('', network, 2, 0, ''), (32, 32))
+        last = max(row['epochs'], key=int)
+        speeds = sorted(e['images_per_second'] for e in row['epochs'].values())
+        print(f'{name:<20}{counts.params / 1e6:>9.3f}{counts.flops / 1e6:>9.1f}{last:>8}'
+              f'{row["epochs"][last]["top1"]:>9}{speeds[len(speeds) // 2]:>10}  {row["device"]}')
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('data', help='ImageNet-layout folder with train and val')
-    parser.add_argument('--epochs', type=int, default=10, help='at least 2')
+    parser.add_argument('data', nargs='?', help='folder with train and test, in ImageNet layout')
+    parser.add_argument('--epochs', type=int, default=100, help='of the whole run, at least 2')
+    parser.add_argument('--minutes', type=float, help='end of the slice; none by default')
     parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0])
     parser.add_argument('--work-dir', default='work_dirs/cifar10',
-                        help='logs, and results.json with the table')
-    parser.add_argument('--workers', type=int, default=0, help='processes that load images')
+                        help='logs, checkpoints and results.json')
+    parser.add_argument('--workers', type=int, default=2, help='processes that load images')
+    parser.add_argument('--table', action='store_true', help='print what results.json has')
     args = parser.parse_args()
+    path = Path(args.work_dir, 'results.json')
+    if args.table:
+        print_table(json.loads(path.read_text()))
+        return
     if args.epochs < 2:
         parser.error(f'--epochs must be at least 2, got {args.epochs}')
-    for split in ('train', 'val'):
-        if not Path(args.data, split).is_dir():
-            parser.error(f'{args.data} has no folder {split}')
+    if args.data is None or not Path(args.data, 'train').is_dir():
+        parser.error(f'data must be a folder with a folder train, got {args.data!r}')
 
-    path = Path(args.work_dir, 'results.json')
-    results = json.loads(path.read_text()) if path.is_file() else {}
-    for network in args.networks:
-        start = time.time()
-        runner = Runner.from_cfg(make_config(
-            args.data, network, args.epochs, str(Path(args.work_dir, network)), args.workers))
-        runner.train()
-        accuracy = runner.message_hub.get_scalar('val/accuracy/top1').current()
-        results[network] = dict(
-            epochs=args.epochs, top1=round(float(accuracy), 2),
-            params=sum(p.numel() for p in runner.model.parameters()),
-            minutes=round((time.time() - start) / 60, 1))
-        path.write_text(json.dumps(results, indent=2))
-    print(f'{"network":<18}{"params":>10}{"epochs":>8}{"top-1 %":>9}{"minutes":>9}')
-    for network, row in results.items():
-        print(f'{network:<18}{row["params"]:>10}{row["epochs"]:>8}{row["top1"]:>9}'
-              f'{row["minutes"]:>9}')
+    deadline = None if args.minutes is None else time.time() + 60 * args.minutes
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for seed in args.seeds:
+        for network in args.networks:
+            name = f'{network}, {seed}'
+            done = json.loads(path.read_text()) if path.is_file() else {}
+            if str(args.epochs) in done.get(name, {}).get('epochs', {}):
+                continue
+            if deadline is not None and time.time() > deadline:
+                return
+            work_dir = Path(args.work_dir, f'{network}_{seed}')
+            cfg = make_config(args.data, network, args.epochs, seed, str(work_dir),
+                              workers=args.workers)
+            cfg.resume = work_dir.is_dir() and find_latest_checkpoint(str(work_dir)) is not None
+            runner = Runner.from_cfg(cfg)
+            runner.register_hook(Slice(path, name, deadline))
+            runner.train()
+    print_table(json.loads(path.read_text()))
 
 
 if __name__ == '__main__':

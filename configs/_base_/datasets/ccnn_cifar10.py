@@ -19,6 +19,9 @@ test_pipeline = [
 ]
 
 dataset = dict(type='CIFAR10', data_root='data/cifar10', download=False)
-train_dataloader = dict(dataset=dict(dataset, split='train', pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(dataset, split='test', pipeline=test_pipeline))
-test_dataloader = val_dataloader
+train_dataloader = dict(dataset=dict(dataset, split='train', indices=45000, pipeline=train_pipeline))
+# The last 5000 choose the checkpoint.
+val_dataloader = dict(
+    dataset=dict(dataset, split='train', indices=-5000, pipeline=test_pipeline))
+test_dataloader = dict(
+    dataset=dict(dataset, split='test', pipeline=test_pipeline))

@@ -11,6 +11,9 @@ data_preprocessor = dict(
 pipeline = [dict(type='PackInputs')]
 
 dataset = dict(type='CIFAR100', data_root='data/cifar100', download=False)
-train_dataloader = dict(dataset=dict(dataset, split='train', pipeline=pipeline))
-val_dataloader = dict(dataset=dict(dataset, split='test', pipeline=pipeline))
-test_dataloader = val_dataloader
+train_dataloader = dict(dataset=dict(dataset, split='train', indices=45000, pipeline=pipeline))
+# The last 5000 choose the checkpoint.
+val_dataloader = dict(
+    dataset=dict(dataset, split='train', indices=-5000, pipeline=pipeline))
+test_dataloader = dict(
+    dataset=dict(dataset, split='test', pipeline=pipeline))

@@ -9,6 +9,9 @@ pipeline = [
 ]
 
 dataset = dict(type='MNIST', data_root='data/mnist', download=False)
-train_dataloader = dict(batch_size=100, dataset=dict(dataset, split='train', pipeline=pipeline))
-val_dataloader = dict(batch_size=100, dataset=dict(dataset, split='test', pipeline=pipeline))
-test_dataloader = val_dataloader
+train_dataloader = dict(batch_size=100, dataset=dict(dataset, split='train', indices=55000, pipeline=pipeline))
+# The last 5000 choose the checkpoint.
+val_dataloader = dict(
+    batch_size=100, dataset=dict(dataset, split='train', indices=-5000, pipeline=pipeline))
+test_dataloader = dict(
+    batch_size=100, dataset=dict(dataset, split='test', pipeline=pipeline))

@@ -23,6 +23,9 @@ test_pipeline = [
 
 dataset = dict(type='mmcontext.STL10', data_root='data/stl10')
 train_dataloader = dict(
-    batch_size=64, dataset=dict(dataset, split='train', pipeline=train_pipeline))
-val_dataloader = dict(batch_size=64, dataset=dict(dataset, split='test', pipeline=test_pipeline))
-test_dataloader = val_dataloader
+    batch_size=64, dataset=dict(dataset, split='train', indices=4500, pipeline=train_pipeline))
+# The last 500 choose the checkpoint.
+val_dataloader = dict(
+    batch_size=64, dataset=dict(dataset, split='train', indices=-500, pipeline=test_pipeline))
+test_dataloader = dict(
+    batch_size=64, dataset=dict(dataset, split='test', pipeline=test_pipeline))

@@ -3,11 +3,7 @@ crop_size = (769, 769)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
-    dict(
-        type='RandomResize',
-        scale=(2049, 1025),
-        ratio_range=(0.5, 2.0),
-        keep_ratio=True),
+    dict(type='mmcontext.RandomScale', ratio_range=(0.5, 2.0)),
     # Corners are filled with the mean, which is zero after normalisation.
     dict(
         type='RandomRotate',
@@ -15,8 +11,9 @@ train_pipeline = [
         degree=10,
         pad_val=(103.53, 116.28, 123.675),
         seg_pad_val=255),
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type='mmcontext.RandomGaussianBlur', prob=0.5, kernel_size=5),
     dict(type='RandomFlip', prob=0.5),
+    dict(type='RandomCrop', crop_size=crop_size),
     dict(type='PackSegInputs')
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

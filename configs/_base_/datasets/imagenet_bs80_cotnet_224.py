@@ -4,7 +4,8 @@ bgr_mean = [104, 116, 124]
 # RandAugment m15-mstd0.5-n2 as the authors run it: magnitudes are drawn around level 15 and
 # cut there, where level 10 is the full strength of the original policies, so every range below
 # ends at 1.5 times that strength. Strength does not grow with the level for Posterize and
-# Solarize. Shifts and cut-outs are fractions of 224 pixels: 150 and 120 at most.
+# Solarize. Shifts are fractions of the image, 150 pixels at most, and cut-outs
+# have a side of 120 pixels at most.
 policies = [
     dict(type='AutoContrast'),
     dict(type='Equalize'),
@@ -36,7 +37,6 @@ train_pipeline = [
         magnitude_std=0.5,
         total_level=15,
         hparams=dict(pad_val=bgr_mean, interpolation='bicubic')),
-    dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4),
     dict(type='PackInputs'),
 ]
 

@@ -1,4 +1,9 @@
-_base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+_base_ = [
+    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    '../datasets/coco_instance_choice.py',
+    '../schedules/coco_90k.py',
+    '../coco_iters_runtime.py',
+]
 
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 box_head = dict(type='Shared4Conv1FCBBoxHead', conv_out_channels=256, norm_cfg=norm_cfg)

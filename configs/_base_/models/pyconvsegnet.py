@@ -22,6 +22,7 @@ model = dict(
         dilations=(1, 1, 2, 4),
         # The first block of a dilated stage is dilated as the others are.
         contract_dilation=False,
+        zero_init_residual=False,
         norm_cfg=norm_cfg,
         init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50')),
     decode_head=dict(
@@ -35,7 +36,7 @@ model = dict(
         align_corners=True,
         loss_decode=dict(loss_weight=1.0, **loss_cfg)),
     auxiliary_head=dict(
-        type='FCNHead',
+        type='mmcontext.FCNHead',
         in_channels=1024,
         in_index=2,
         channels=256,

@@ -1,9 +1,9 @@
 # The decay of weights is a penalty in the loss, see KernelPenaltyHook.
 optim_wrapper = dict(optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-8, by_epoch=True, begin=0, end=10,
+    dict(type='LinearLR', start_factor=1e-8, by_epoch=True, begin=0, end=5,
          convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', T_max=340, by_epoch=True, begin=10, end=350,
+    dict(type='CosineAnnealingLR', T_max=345, by_epoch=True, begin=5, end=350,
          convert_to_iter_based=True),
 ]
 

@@ -1,4 +1,4 @@
 _base_ = 'mmpretrain::_base_/schedules/imagenet_bs256.py'
 
-param_scheduler = dict(milestones=[30, 60])
+param_scheduler = dict(milestones=[30, 60, 80])
 train_cfg = dict(max_epochs=90)

@@ -1,7 +1,11 @@
 _base_ = 'mmseg::_base_/schedules/schedule_80k.py'
 optimizer = dict(
     type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4)
-optim_wrapper = dict(optimizer=optimizer)
+# What is not pre-trained learns ten times as fast.
+optim_wrapper = dict(
+    optimizer=optimizer,
+    paramwise_cfg=dict(custom_keys=dict(
+        decode_head=dict(lr_mult=10.), auxiliary_head=dict(lr_mult=10.))))
 param_scheduler = [
     dict(
         type='PolyLR',

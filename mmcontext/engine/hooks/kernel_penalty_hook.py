@@ -7,6 +7,7 @@ from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from mmcontext.layers.ckconv import CKConvNd
+from mmcontext.layers.pointconv import PointCKConv
 from mmcontext.registry import HOOKS
 
 
@@ -22,7 +23,7 @@ def kernel_penalty(model: nn.Module, kernels: List[Tensor]) -> Tensor:
     """
     inside = {
         id(parameter)
-        for module in model.modules() if isinstance(module, CKConvNd)
+        for module in model.modules() if isinstance(module, (CKConvNd, PointCKConv))
         for parameter in module.kernel_net.parameters()
     }
     tensors = [p for p in model.parameters() if p.requires_grad and id(p) not in inside]

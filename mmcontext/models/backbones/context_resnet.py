@@ -144,6 +144,7 @@ class ContextResNet(BaseModule):
     norm_after_add_at_stage_end = False
     blur_strides = False
     zero_init_residual = False
+    conv_init = 'Kaiming'
     # Pixels, batch * height * width, from which on contiguous images run channels-last inside, at
     # inference on the CPU.
     channels_last_from = 64 * 64
@@ -172,7 +173,7 @@ class ContextResNet(BaseModule):
                 raise ValueError(f'pretrained={pretrained!r} and init_cfg exclude each other')
             init_cfg = dict(type='Pretrained', checkpoint=pretrained)
         super().__init__(init_cfg or [
-            dict(type='Kaiming', layer=['Conv2d']),
+            dict(type=self.conv_init, layer=['Conv2d']),
             dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm'])
         ])
         if depth not in self.arch_settings:

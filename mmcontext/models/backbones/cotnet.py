@@ -16,6 +16,7 @@ class CoTNet(ContextResNet):
 
     arch_settings = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
     zero_init_residual = True
+    conv_init = 'mmcontext.KaimingTorchBias'
 
     def _spatial_cfg(self, stage: int, index: int) -> dict:
         return {'type': 'mmcontext.CoT2d', 'norm_cfg': self.norm_cfg, **self.layer_cfg}

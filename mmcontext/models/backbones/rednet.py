@@ -27,6 +27,7 @@ class RedNet(ContextResNet):
     }
     layer_type = 'mmcontext.Involution2d'
     stem_kernel_size = 3
+    zero_init_residual = True
 
     def _spatial_cfg(self, stage: int, index: int) -> dict:
         return {'type': self.layer_type, 'norm_cfg': self.norm_cfg, **self.layer_cfg}

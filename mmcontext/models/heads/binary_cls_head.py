@@ -21,7 +21,7 @@ class BinaryClsHead(LinearClsHead):
     Args:
         in_channels (int): Channels of the pooled features.
         cal_acc (bool): Whether to report the accuracy of training batches. Defaults to False.
-        init_cfg (dict, optional): Initialisation. Defaults to a normal of deviation 0.01.
+        init_cfg (dict, optional): Initialisation. Defaults to Kaiming over what comes in.
 
     The loss raises a ValueError on labels other than 0 and 1.
     """
@@ -29,7 +29,8 @@ class BinaryClsHead(LinearClsHead):
     def __init__(self,
                  in_channels: int,
                  cal_acc: bool = False,
-                 init_cfg: Optional[dict] = dict(type='Normal', layer='Linear', std=0.01)) -> None:
+                 init_cfg: Optional[dict] = dict(
+                     type='Kaiming', layer='Linear', mode='fan_in')) -> None:
         super().__init__(1, in_channels, init_cfg, cal_acc=cal_acc,
                          loss=dict(type='CrossEntropyLoss', use_sigmoid=True))
 

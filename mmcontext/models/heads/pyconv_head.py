@@ -8,13 +8,14 @@ from torch import Tensor
 
 from mmcontext.layers.conv_norm import FusedConvModule
 from mmcontext.models.context_module import ContextModule
+from mmcontext.models.heads.fcn_head import TorchInit
 from mmcontext.models.heads.seg_labels import stack_labels
 from mmcontext.ops.arguments import IntPair, per_axis
 from mmcontext.registry import MODELS
 
 
 @MODELS.register_module()
-class PyConvHead(BaseDecodeHead):
+class PyConvHead(TorchInit, BaseDecodeHead):
     """Decode head of PyConvSegNet: local and global pyramidal context.
 
     The head of `Pyramidal Convolution <https://arxiv.org/abs/2006.11538>`_.

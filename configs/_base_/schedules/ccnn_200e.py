@@ -1,0 +1,12 @@
+# The decay of weights is a penalty in the loss, see KernelPenaltyHook.
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=0.02, weight_decay=0.))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-8, by_epoch=True, begin=0, end=5,
+         convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', T_max=195, by_epoch=True, begin=5, end=200,
+         convert_to_iter_based=True),
+]
+
+train_cfg = dict(by_epoch=True, max_epochs=200, val_interval=1)
+val_cfg = dict()
+test_cfg = dict()

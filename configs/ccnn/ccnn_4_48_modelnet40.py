@@ -1,0 +1,15 @@
+_base_ = [
+    '../_base_/models/ccnn_4_140_points.py',
+    '../_base_/datasets/ccnn_modelnet40.py',
+    '../_base_/schedules/ccnn_200e.py',
+    'mmpretrain::_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        channels=48,
+        conv_cfg=dict(kernel_cfg=dict(hidden_channels=8, omega_0=50.))),
+    head=dict(in_channels=48))
+
+train_dataloader = dict(dataset=dict(resampling=2))
+optim_wrapper = dict(accumulative_counts=2)

@@ -1,0 +1,10 @@
+_base_ = [
+    '../_base_/models/rednet50.py',
+    '../_base_/datasets/imagenet_bs256_rsb_a3_160.py',
+    '../_base_/schedules/imagenet_bs2048_rsb_a3.py',
+    'mmpretrain::_base_/default_runtime.py',
+]
+
+model = dict(
+    head=dict(loss=dict(_delete_=True, type='CrossEntropyLoss', use_sigmoid=True)),
+    train_cfg=dict(augments=[dict(type='Mixup', alpha=0.1), dict(type='CutMix', alpha=1.0)]))

@@ -1,0 +1,27 @@
+"""mmseg's FCN head with torch's initialisation."""
+from mmcv.cnn import ConvModule
+from mmseg.models.decode_heads import FCNHead as _FCNHead
+from torch import nn
+
+from mmcontext.registry import MODELS
+
+
+class TorchInit:
+    """Mixin of decode heads whose plain convolutions start as torch draws them."""
+
+    def init_weights(self) -> None:
+        """Weights and biases uniform in +-1 / sqrt(fan_in); an operator's own stay as drawn."""
+        super().init_weights()
+        convs = [m.conv for m in self.modules() if isinstance(m, ConvModule)] + [self.conv_seg]
+        for conv in convs:
+            if type(conv) is nn.Conv2d:
+                conv.reset_parameters()
+
+
+@MODELS.register_module()
+class FCNHead(TorchInit, _FCNHead):
+    """mmseg's ``FCNHead`` (`FCN <https://arxiv.org/abs/1411.4038>`_) with torch's initialisation.
+
+    PyConvSegNet's auxiliary head. Arguments, shapes and keys of the state dict as there;
+    ``init_cfg`` plays no part for the convolutions.
+    """
