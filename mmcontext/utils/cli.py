@@ -12,7 +12,6 @@ from glob import glob
 from typing import Callable
 
 from mmengine.config import Config, DictAction
-from mmengine.config.utils import MODULE2PACKAGE
 
 from .checkpoint import enforce_weights_only
 from .dist import die_with_launcher, leave_process_group, on_cpu
@@ -28,10 +27,6 @@ _SCOPE_PACKAGES = {
 # A full, read-only or forbidden place to write to: the message of the system says it.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
                 errno.ENOTDIR, errno.EEXIST)
-
-# Lets `_base_ = 'mmcontext::...'` find mmcontext/.mim. mmengine would look for the distribution
-# 'mmcontext' in site-packages, where an editable install has none; a module it can find.
-MODULE2PACKAGE.setdefault('mmcontext', 'mmcontext.version')
 
 
 class _KeyValues(DictAction):
