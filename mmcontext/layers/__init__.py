@@ -31,6 +31,7 @@ from mmcontext.layers.kernel_nets import (
     RandomFourierNet,
 )
 from mmcontext.layers.pyconv import PyConv2d
+from mmcontext.layers.replace_convs import replace_convs
 from mmcontext.layers.split_attention import SplitAttentionConv2d
 
 __all__ = [
@@ -38,5 +39,6 @@ __all__ = [
     'FlexConv2d', 'FlexConv3d', 'FourierNet', 'GaborNet', 'Involution2d', 'KernelMLP', 'MAGNet',
     'PyConv2d', 'RandomFeatureNet', 'RandomFourierNet', 'SIREN', 'SeparableCKConv1d',
     'SeparableCKConv2d', 'SeparableCKConv3d', 'SeparableFlexConv1d', 'SeparableFlexConv2d',
-    'SeparableFlexConv3d', 'SplitAttentionConv2d', 'freeze_kernels', 'set_resolution'
+    'SeparableFlexConv3d', 'SplitAttentionConv2d', 'freeze_kernels',
+    'replace_convs', 'set_resolution'
 ]

@@ -4,12 +4,12 @@ import math
 from typing import List, NamedTuple, Optional, Sequence, Union
 
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from mmcontext.models.backbones import CCNN
 from mmcontext.models.backbones.context_resnet import ContextResNet
+from mmcontext.utils.initialise import initialise
 from mmcontext.zoo.index import Entry, get_config, read_settings
 
 _IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -62,7 +62,7 @@ def default_cfg(entry: Entry, settings: Config) -> dict:
     mean = preprocessor.get('mean', _IMAGENET_MEAN if imagenet else None)
     std = preprocessor.get('std', _IMAGENET_STD if imagenet else None)
     size = entry.metadata.get('Input Size')
-    crop, interpolation = 0.875, 'bilinear'
+    crop, interpolation = entry.metadata.get('Crop Ratio', 0.875), 'bilinear'
     if settings.model.neck.get('dim', 2) == 2:
         resized = None
         for step in settings.get('test_pipeline') or ():
@@ -119,7 +119,7 @@ def feature_info(backbone: nn.Module) -> FeatureInfo:
 
 
 def _build_backbone(entry: Entry, cfg: dict, options: dict) -> nn.Module:
-    """The backbone of a config, initialised without mmengine's line for every parameter."""
+    """The backbone of a config, initialised."""
     cfg = {**cfg, **options}
     scope = {'detection': 'mmdet', 'segmentation': 'mmseg'}.get(entry.task, 'mmengine')
     with DefaultScope.overwrite_default_scope(scope):
@@ -130,15 +130,7 @@ def _build_backbone(entry: Entry, cfg: dict, options: dict) -> nn.Module:
                 raise
             raise ValueError(f'{entry.name}: {error}; the options of its backbone are those of '
                              f'{cfg["type"]}') from error
-    if next(backbone.parameters()).is_meta:
-        return backbone
-    logger = MMLogger.get_current_instance()
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        backbone.init_weights()
-    finally:
-        logger.disabled = disabled
-    return backbone
+    return initialise(backbone)
 
 
 class ZooClassifier(nn.Module):

@@ -5,7 +5,7 @@ import fnmatch
 import functools
 import os.path as osp
 import re
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import yaml
 from mmengine.config import Config
@@ -26,6 +26,7 @@ class Entry(NamedTuple):
     name: str
     metadata: dict
     config: str
+    results: Sequence[dict] = ()
 
     @property
     def task(self) -> str:
@@ -61,7 +62,8 @@ def entries() -> Dict[str, Entry]:
             models = yaml.load(file, loader)['Models']
         for model in models:
             found[model['Name']] = Entry(model['Name'], model.get('Metadata', {}),
-                                         osp.join(folder, model['Config']))
+                                         osp.join(folder, model['Config']),
+                                         model.get('Results', ()))
     return found
 
 
