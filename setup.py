@@ -134,6 +134,8 @@ setup(
         'det': ['mmdet>=3.3.0'],
         'seg': ['mmsegmentation>=1.2.2', 'ftfy', 'regex'],
         'export': ['onnx', 'onnxruntime', 'onnxscript'],
+        'hub': ['safetensors', 'huggingface_hub'],
+        'vis': ['grad-cam'],
         'test': ['pytest', 'scikit-learn', 'scipy'],
     },
     zip_safe=False,

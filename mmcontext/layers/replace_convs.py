@@ -23,6 +23,14 @@ def _wanted(where: Where, dim: int) -> Callable[[str, nn.Module], bool]:
     return wanted
 
 
+def _own_kernel_size(cls: type):
+    """The default of a layer, or of the class whose constructor it extends."""
+    for base in cls.__mro__:
+        parameter = inspect.signature(base.__init__).parameters.get('kernel_size')
+        if parameter is not None:
+            return parameter.default
+
+
 def replace_convs(model: nn.Module, cfg: dict, where: Where = None) -> List[str]:
     """Replace the 3x3 convolutions of any network, in place.
 
@@ -54,7 +62,7 @@ def replace_convs(model: nn.Module, cfg: dict, where: Where = None) -> List[str]
     if cls is None:
         raise ValueError(f'cfg names no layer of this package: {kind!r}')
     dim = getattr(cls, 'dim', 2)
-    size = cfg.pop('kernel_size', inspect.signature(cls).parameters['kernel_size'].default)
+    size = cfg.pop('kernel_size', _own_kernel_size(cls))
     wanted, layers = _wanted(where, dim), {}
     for name, conv in model.named_modules():
         if not isinstance(conv, _CONVS[dim]) or not name or not wanted(name, conv):
