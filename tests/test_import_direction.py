@@ -20,6 +20,8 @@ ALLOWED = {
     'engine': {'mmcontext.engine', 'mmcontext.layers', 'mmcontext.registry', 'mmcontext.utils',
                'mmengine', 'mmdet.structures'},
     'utils': {'mmcontext.utils', 'mmengine'},
+    'zoo': {'mmcontext', 'mmengine'},
+    'visualization': {'mmcontext', 'mmengine', 'mmcv', 'mmpretrain.apis.model'},
 }
 WATCHED = ('mmcontext', 'mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg')
 

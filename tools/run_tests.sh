@@ -23,6 +23,7 @@ activate_environment
 install_base
 install_mmcv_with_ops
 install_packages mmdet mmsegmentation pycocotools ftfy regex scipy onnx onnxruntime onnxscript \
+    safetensors huggingface_hub grad-cam nbclient ipykernel \
     pytest
 install_mmcontext
 

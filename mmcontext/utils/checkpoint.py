@@ -20,6 +20,7 @@ from typing import Any, Callable, Dict, List, Optional
 import torch
 
 from .errors import CheckpointError
+from .safetensors import SAFETENSORS, load_safetensors
 
 _STATISTICS = ('min', 'max', 'current', 'mean')
 
@@ -141,6 +142,8 @@ def load_checkpoint_file(filename: str, map_location=None) -> dict:
         raise CheckpointError(f'checkpoint {filename} {problem}')
     if not os.access(path, os.R_OK):
         raise CheckpointError(f'checkpoint {filename} may not be read (permission denied)')
+    if path.endswith(SAFETENSORS):
+        return load_safetensors(path, map_location)
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:

@@ -125,6 +125,9 @@ class ContextResNet(BaseModule):
         init_cfg: Initialisation, e.g. ``dict(type='Pretrained', checkpoint=...,
             prefix='backbone.')``. Defaults to Kaiming for convolutions, 1 for norms.
 
+    Attributes:
+        feature_channels, feature_strides (list[int]): Of all four stages.
+
     Shape: [B, in_channels, H, W] -> tuple of [B, C_i, H_i, W_i], one per ``out_indices``,
         sizes H / 4, 8, 16, 32 rounded up.
 
@@ -204,6 +207,8 @@ class ContextResNet(BaseModule):
         total = sum(blocks_per_stage)
         channels = self._stem_out_channels()
         self.layer_names = []
+        self.feature_channels, self.feature_strides = [], []
+        reduction = 4 if self.max_pool else 2
         for stage, blocks in enumerate(blocks_per_stage):
             out_channels = base_channels * 2**stage * self._output_expansion()
             first = sum(blocks_per_stage[:stage])
@@ -219,6 +224,9 @@ class ContextResNet(BaseModule):
             self.add_module(name, layer)
             self.layer_names.append(name)
             channels = out_channels
+            reduction *= strides[stage]
+            self.feature_channels.append(channels)
+            self.feature_strides.append(reduction)
         self._freeze_stages()
 
     # The family's choices

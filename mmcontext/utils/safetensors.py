@@ -1,0 +1,65 @@
+"""Checkpoints as safetensors: weights and a few strings about them, nothing that could run."""
+import json
+import os.path as osp
+from typing import Any, Dict, Mapping
+
+from torch import Tensor
+
+from .errors import CheckpointError, UserError
+
+SAFETENSORS = '.safetensors'
+# Entry of the file's metadata, whose values are strings, with our own as JSON.
+_META = 'mmcontext'
+
+
+def _library():
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise UserError('files that end in .safetensors need the package safetensors, which cannot '
+                        f'be imported here ({error}); install it with: pip install safetensors'
+                        ) from error
+    return safetensors
+
+
+def save_safetensors(state: Mapping[str, Tensor], meta: Mapping[str, Any], path: str) -> None:
+    """Write weights and what is said about them.
+
+    Args:
+        state: Tensors by name; each is written whole, also where two share memory.
+        meta: What JSON can hold.
+        path: File to write.
+
+    Raises:
+        UserError: The package is missing.
+    """
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    # 'format' is what transformers and timm look for.
+    _library().torch.save_file(tensors, path, {'format': 'pt', _META: json.dumps(meta)})
+
+
+def load_safetensors(path: str, map_location: Any = None) -> Dict[str, dict]:
+    """Read a safetensors file.
+
+    Args:
+        path: The file, written by whatever library.
+        map_location: Device of the tensors; None for the CPU.
+
+    Returns:
+        ``{'state_dict': ..., 'meta': ...}``, as mmengine's checkpoints have them.
+
+    Raises:
+        CheckpointError: The file is truncated or no safetensors file.
+        UserError: The package is missing.
+    """
+    library = _library()
+    try:
+        with library.safe_open(path, 'pt', device='cpu') as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}
+            meta = json.loads((file.metadata() or {}).get(_META, '{}'))
+    except (library.SafetensorError, ValueError) as error:
+        raise CheckpointError(f'checkpoint {path} is truncated, damaged or no safetensors file '
+                              f'({osp.getsize(path)} bytes): {error}') from error
+    if map_location is not None:
+        state = {key: value.to(map_location) for key, value in state.items()}
+    return {'state_dict': state, 'meta': meta}

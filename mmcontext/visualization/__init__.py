@@ -1,0 +1,1 @@
+"""Measurements and pictures of what operators see; the tools in tools/visualization show them."""

@@ -1,0 +1,117 @@
+"""Networks side by side: size, cost, speed, memory and what they see."""
+import csv
+import statistics
+import time
+from typing import Dict, List, Sequence
+
+import torch
+from torch import Tensor
+
+from mmcontext.engine.flops import config_complexity
+from mmcontext.visualization.networks import Network
+from mmcontext.visualization.receptive_field import (
+    areas,
+    effective_receptive_field,
+    stage_features,
+)
+
+COLUMNS = ('network', 'params_m', 'flops_g', 'latency_ms', 'images_per_s', 'memory_mb',
+           'field_50_px', 'field_90_px')
+
+
+def latencies(networks: Sequence[Network], batch: Tensor, rounds: int) -> List[float]:
+    """Median seconds of a pass through each backbone, run in turn so that all share the noise."""
+    times = [[] for _ in networks]
+    with torch.inference_mode():
+        for index in range(rounds + 1):
+            for network, record in zip(networks, times):
+                start = time.perf_counter()
+                network.backbone(batch)
+                if batch.is_cuda:
+                    torch.cuda.synchronize()
+                if index:  # the first round warms up
+                    record.append(time.perf_counter() - start)
+    return [statistics.median(record) for record in times]
+
+
+def training_memory(network: Network, x: Tensor) -> int:
+    """Bytes that a training step needs beside parameters.
+
+    On a GPU the peak of what is allocated; on a CPU, where nobody keeps count, what the backbone
+    keeps for its backward pass.
+    """
+    backbone = network.backbone.train().requires_grad_(True)
+    own = {p.untyped_storage().data_ptr() for p in backbone.parameters()}
+    kept: Dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    try:
+        if x.is_cuda:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            sum(level.sum() for level in backbone(x)).backward()
+            return torch.cuda.max_memory_allocated() - before
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            levels = backbone(x)
+        del levels
+        return sum(kept.values())
+    finally:
+        backbone.zero_grad(set_to_none=True)
+        backbone.eval().requires_grad_(False)
+
+
+def compare(networks: Sequence[Network], size: int, batch: int = 8, rounds: int = 5,
+            fields: int = 2) -> List[dict]:
+    """One row for each network.
+
+    Args:
+        networks: They are moved to the GPU where there is one.
+        size: Side of the images in pixels.
+        batch: Images for throughput and memory. Latency is for one.
+        rounds: Timings of which the median is taken.
+        fields: Images of noise for the receptive field of the last stage.
+
+    Returns:
+        Dicts with the keys :data:`COLUMNS`: parameters in millions, multiply-adds in billions
+        (both of the whole model), then of the backbone alone: milliseconds for an image, images a
+        second in batches, megabytes (see :func:`training_memory`), and the side in pixels of the
+        square that holds 50 and 90 % of the effective receptive field.
+    """
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    for network in networks:
+        network.model.to(device)
+    images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    images = images.to(device)
+    single = latencies(networks, images[:1], rounds)
+    many = latencies(networks, images, max(rounds // 2, 1))
+    rows = []
+    for network, one, all_of_them in zip(networks, single, many):
+        counts = config_complexity(network.cfg, (size, size))
+        memory = training_memory(network, images)
+        field = areas(effective_receptive_field(
+            stage_features(network.backbone), list(images[:fields].split(1))), (0.5, 0.9))
+        rows.append(dict(zip(COLUMNS, (
+            network.label, round(counts.params / 1e6, 3), round(counts.flops / 1e9, 3),
+            round(1e3 * one, 2), round(batch / all_of_them, 1), round(memory / 2**20, 1),
+            field[0.5][0], field[0.9][0]))))
+    return rows
+
+
+def as_markdown(rows: Sequence[dict]) -> str:
+    """The rows as a table."""
+    lines = [' | '.join(COLUMNS), ' | '.join(['---'] * len(COLUMNS))]
+    lines += [' | '.join(str(row[column]) for column in COLUMNS) for row in rows]
+    return '\n'.join(f'| {line} |' for line in lines)
+
+
+def write_csv(rows: Sequence[dict], path: str) -> None:
+    """Write the rows with a header."""
+    with open(path, 'w', newline='') as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,157 @@
+"""Networks of the zoo by name."""
+import logging
+import os
+import os.path as osp
+from typing import Dict, Optional, Sequence, Union
+
+import torch
+from torch import Tensor, nn
+
+from mmcontext.utils.checkpoint import load_checkpoint_file
+from mmcontext.utils.errors import CheckpointError
+from mmcontext.zoo.classifier import ZooClassifier, ZooFeatures
+from mmcontext.zoo.index import Entry, find
+
+logger = logging.getLogger('mmcontext')
+_WEIGHT_FILES = ('model.safetensors', 'pytorch_model.bin')
+_LISTED = 5
+
+
+def create_model(name: str, num_classes: Optional[int] = None, in_channels: Optional[int] = None,
+                 features_only: bool = False, out_indices: Optional[Sequence[int]] = None,
+                 pretrained: Union[str, os.PathLike, None] = None,
+                 **backbone_options) -> Union[ZooClassifier, ZooFeatures]:
+    """A network of the zoo as a plain PyTorch module; no mm library beside mmengine and mmcv.
+
+    Args:
+        name: Name of the zoo, see :func:`mmcontext.list_models`; ``_imagenet`` may be left out.
+        num_classes: Classes of the linear layer; None for those of the config, 0 for no layer.
+        in_channels: Channels of the input; None for those of the config.
+        features_only: Return the feature maps of the stages as a list; also for the names of
+            detectors and segmentors, whose backbone that is.
+        out_indices: Stages to return, 0 to 3; None for all. For ``features_only``.
+        pretrained: Checkpoint (of mmpretrain's training, converted from the authors', or
+            safetensors), or a folder with one. The first convolution is adapted to another
+            number of channels and the linear layer starts anew for other classes, as timm does.
+        **backbone_options: Arguments of the backbone in place of the config's, such as
+            ``base_channels``, ``drop_path_rate`` or ``output_stride``.
+
+    Returns:
+        In training mode.
+
+    Raises:
+        ValueError: The name or an argument is wrong.
+        CheckpointError: ``pretrained`` is missing, damaged, or of another network.
+    """
+    entry = find(name)
+    if features_only:
+        if num_classes is not None:
+            raise ValueError(f'num_classes={num_classes!r} has no meaning with features_only')
+        model = ZooFeatures(entry, in_channels, out_indices, **backbone_options)
+    elif entry.task != 'classification':
+        raise ValueError(f'{entry.name} is a network for {entry.task}: features_only=True gives '
+                         'its backbone, mmcontext.get_config(name) its config')
+    elif out_indices is not None:
+        raise ValueError(f'out_indices={out_indices!r} needs features_only=True')
+    else:
+        model = ZooClassifier(entry, num_classes, in_channels, **backbone_options)
+    if pretrained is not None:
+        load_pretrained(model, entry, pretrained)
+    return model
+
+
+def weight_file(path: Union[str, os.PathLike]) -> str:
+    """The checkpoint that a path names: the file itself, or the one in a folder.
+
+    Raises:
+        CheckpointError: The folder holds none, or several.
+    """
+    path = osp.expanduser(os.fspath(path))
+    if not osp.isdir(path):
+        return path
+    files = sorted(os.listdir(path))
+    for name in _WEIGHT_FILES:
+        if name in files:
+            return osp.join(path, name)
+    weights = [name for name in files if name.endswith(('.safetensors', '.pth'))]
+    if len(weights) != 1:
+        raise CheckpointError(f'folder {path} must hold one checkpoint (.safetensors or .pth), '
+                              f'it holds {len(weights)}')
+    return osp.join(path, weights[0])
+
+
+def adapt_channels(weight: Tensor, in_channels: int) -> Tensor:
+    """Weight of a first convolution for another number of channels, as timm does it.
+
+    Args:
+        weight: [out, old, *kernel].
+        in_channels: Wanted channels. One takes the sum over the old ones, more repeat them and
+            are scaled so that equal channels yield equal outputs.
+
+    Returns:
+        [out, in_channels, *kernel].
+    """
+    old = weight.shape[1]
+    if in_channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    repeats = -(-in_channels // old)
+    repeated = weight.repeat(1, repeats, *(1, ) * (weight.dim() - 2))[:, :in_channels]
+    return repeated * (old / in_channels)
+
+
+def _fitted(state: Dict[str, Tensor], model: nn.Module) -> Dict[str, Tensor]:
+    """The entries with first convolution and linear layer for this model."""
+    state, wanted = dict(state), model.state_dict()
+    if isinstance(model, ZooFeatures):
+        state = {key: value for key, value in state.items() if key.startswith('backbone.')}
+    else:
+        first = f'{model.default_cfg["first_conv"]}.weight'
+        if first in state and first in wanted and \
+                state[first].shape[2:] == wanted[first].shape[2:]:
+            channels = wanted[first].shape[1]
+            if state[first].shape[1] != channels:
+                state[first] = adapt_channels(state[first], channels)
+        for key in [key for key in state if key.startswith('head.fc.')]:
+            if model.num_classes == 0:
+                del state[key]
+            elif state[key].shape[:1] != wanted[key].shape[:1]:
+                logger.info('%s has %d classes and the checkpoint %d: it starts anew', key,
+                            len(wanted[key]), len(state[key]))
+                state[key] = wanted[key]
+    return state
+
+
+def load_pretrained(model: nn.Module, entry: Entry, path: Union[str, os.PathLike]) -> None:
+    """Load a checkpoint into a model of :func:`create_model`.
+
+    Args:
+        model: The model.
+        entry: Its network.
+        path: See there.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or of another network.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f'pretrained must be a file or folder with weights, got {path!r}; none '
+                         'are hosted for this package, the README of each family names the '
+                         "authors' downloads")
+    file = weight_file(path)
+    checkpoint = load_checkpoint_file(file, map_location='cpu')
+    state = checkpoint.get('state_dict', checkpoint)
+    state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    state = _fitted(state, model)
+    wanted = model.state_dict()
+    missing = [key for key in wanted if key not in state]
+    unknown = [key for key in state if key not in wanted]
+    misshaped = [key for key in wanted
+                 if key in state and state[key].shape != wanted[key].shape]
+    problems = [f'{len(keys)} entries are {kind} ({", ".join(keys[:_LISTED])})'
+                for kind, keys in (('missing', missing), ('unknown', unknown),
+                                   ('of another shape', misshaped)) if keys]
+    if problems:
+        raise CheckpointError(
+            f"checkpoint {file} does not fit {entry.name}: {'; '.join(problems)}; an authors' file "
+            'is converted by tools/model_converters/convert_official.py')
+    with torch.no_grad():
+        model.load_state_dict(state)

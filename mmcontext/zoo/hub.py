@@ -1,0 +1,44 @@
+"""Networks of the zoo on the Hugging Face hub, or in a folder of that form."""
+import os
+from typing import Optional, Union
+
+try:
+    from huggingface_hub import PyTorchModelHubMixin
+except ImportError as error:
+    raise ImportError('mmcontext.HubModel needs the package huggingface_hub, which cannot be '
+                      f'imported here ({error}); install it with: pip install huggingface_hub '
+                      'safetensors') from error
+
+from mmcontext.zoo.classifier import ZooClassifier
+from mmcontext.zoo.create import load_pretrained
+from mmcontext.zoo.index import find
+
+
+class HubModel(ZooClassifier, PyTorchModelHubMixin, library_name='mmcontext',
+               tags=['image-classification']):
+    """A classifier of the zoo that can be saved to and loaded from the Hugging Face hub.
+
+    ``HubModel.from_pretrained(FOLDER or 'user/name')``, ``model.save_pretrained(FOLDER)`` and
+    ``model.push_to_hub('user/name')`` are those of ``PyTorchModelHubMixin``: the arguments stand
+    in config.json, the weights in model.safetensors, which ``create_model(name,
+    pretrained=FOLDER)`` reads too.
+
+    Args:
+        name: Name of the zoo.
+        num_classes: As for :func:`mmcontext.create_model`.
+        in_channels: As there.
+        pretrained: As there; not kept in config.json.
+        **backbone_options: As there.
+    """
+
+    def __init__(self, name: str, num_classes: Optional[int] = None,
+                 in_channels: Optional[int] = None,
+                 pretrained: Union[str, os.PathLike, None] = None, **backbone_options) -> None:
+        entry = find(name)
+        if entry.task != 'classification':
+            raise ValueError(f'name must be that of a classifier, got {name!r}')
+        super().__init__(entry, num_classes, in_channels, **backbone_options)
+        if pretrained is not None:
+            load_pretrained(self, entry, pretrained)
+        # A path of this machine.
+        self._hub_mixin_config.pop('pretrained', None)

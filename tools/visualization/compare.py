@@ -1,0 +1,41 @@
+"""Compare networks: parameters, FLOPs, latency, throughput, memory and receptive field.
+
+    python tools/visualization/compare.py resnet50_8xb32_in1k rednet50 cednet50 \
+        --csv compare.csv --out compare.png
+"""
+import sys
+
+from mmcontext.utils.cli import run
+from mmcontext.utils.errors import UserError
+from mmcontext.visualization.command_line import load, make_parser
+from mmcontext.visualization.compare import COLUMNS, as_markdown, compare, write_csv
+from mmcontext.visualization.figures import new_figure, save_figure
+
+
+def main() -> None:
+    """Command line entry point."""
+    parser = make_parser(__doc__, networks='many')
+    parser.add_argument('--size', type=int, default=224, help='side of the images in pixels')
+    parser.add_argument('--batch', type=int, default=8)
+    parser.add_argument('--rounds', type=int, default=5, help='timings, of which the median')
+    parser.add_argument('--csv', help='file for the table')
+    args = parser.parse_args()
+    if min(args.size, args.batch, args.rounds) < 1:
+        raise UserError('--size, --batch and --rounds must be positive')
+    rows = compare(load(args), args.size, args.batch, args.rounds)
+    print('\n' + as_markdown(rows))
+    if args.csv:
+        write_csv(rows, args.csv)
+    figure, axes = new_figure(1, len(COLUMNS) - 1, side=2)
+    for axis, column in zip(axes[0], COLUMNS[1:]):
+        bars = axis.barh([row['network'] for row in rows], [row[column] for row in rows])
+        axis.bar_label(bars, fontsize=6)
+        axis.margins(x=0.3)
+        axis.invert_yaxis()
+        axis.set_title(column, fontsize=7)
+    axes[0, 0].set_yticks(range(len(rows)), [row['network'] for row in rows], fontsize=6)
+    save_figure(figure, args.out)
+
+
+if __name__ == '__main__':
+    sys.exit(run(main))
