@@ -83,8 +83,7 @@ bool within_32_bits(const CudaOperand& of, int64_t channels, int64_t taps, int64
   for (int64_t stride : {of.channel, of.tap, of.row, of.col}) {
     if (stride < 0 || stride >= kMost) return false;
   }
-  return (channels + 64) * of.channel + taps * of.tap + (rows + 64) * of.row +
-         (cols + 64) * of.col < kMost;
+  return channels * of.channel + taps * of.tap + rows * of.row + cols * of.col < kMost;
 }
 
 }  // namespace

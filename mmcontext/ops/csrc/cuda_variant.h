@@ -55,7 +55,8 @@ struct Variant {
   }
   int rows(int count) const {
     const int reach = (kernel - 1) * dilation;
-    return back() ? (count - 1 + reach) / stride + 2 : (count - 1) * stride + reach + 1;
+    return back() ? (count + reach + stride - 2) / stride + 1
+                  : (count - 1) * stride + reach + 1;
   }
 };
 

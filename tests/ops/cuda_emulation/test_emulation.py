@@ -1,5 +1,6 @@
 """The CUDA kernels and their planner on the CPU: numbers, addresses, barriers, tails."""
 import os
+import struct
 import sys
 from pathlib import Path
 
@@ -115,3 +116,26 @@ def test_tuned_tiles_are_used_and_checked(emulator):
                              (line.replace('  3 2', '  0 2'), 'extent')):
         with pytest.raises(ValueError, match=f'line 2 .*{complaint}'):
             emulator.set_tiles(f'{line}\n{wrong}')
+
+
+@pytest.mark.parametrize('dimension, source', [(0, 'local_aggregation.cu'), (1, 'general.cu')],
+                         ids=['batch', 'channel'])
+def test_offsets_beyond_32_bits(emulator, dimension, source):
+    case = square(BF16, (2, 2, 5, 8), 1, 3)
+    data = make(case)
+    strides = list(data['x'].stride())
+    strides[dimension] = 2 ** 31
+    # Only the pages that are written are ever there.
+    room = torch.empty(2 ** 31 * (case.size[dimension] - 1) + 4096, dtype=BF16)
+    data['x'] = room.as_strided(case.size, strides).copy_(data['x'])
+    launches = check(emulator, case, data)
+    assert launches['y'][0].source == launches['gw'][0].source == source
+
+
+def test_batches_beyond_the_grid_take_more_launches(emulator):
+    case = square(FLOAT, (70000, 8, 4, 4), 1, 3)
+    x, w = (torch.empty(shape, device='meta') for shape in (case.size, (70000, 1, 9, 4, 4)))
+    launches = emulator.plan('forward', x, w, x, (8, 1), (4, 4, 4, 4), case.geometry)
+    assert [launch.grid[2] for launch in launches] == [65535, 4465]
+    addresses = [struct.unpack_from('Q', launch.parameters)[0] for launch in launches]
+    assert addresses[1] - addresses[0] == 65535 * 8 * 4 * 4 * x.element_size()

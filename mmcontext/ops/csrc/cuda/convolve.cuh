@@ -11,8 +11,8 @@ constexpr int kPart = PART;                           // channels of a thread
 // Stage the step'th row of taps of w: every thread copies a piece of all its taps, or where the
 // taps are neighbours in memory, one element.
 DEVICE void stage_kernels(const TiledParameters& p, const Block& at, int step, T* shared) {
+  constexpr int kPieces = kWide / KERNEL_VECTOR;        // of a quad
   const T* sample = reinterpret_cast<const T*>(p.kernel.address) + at.batch * p.kernel.batch;
-  constexpr int kPieces = kWide / KERNEL_VECTOR;         // of a quad
   const long long tap_stride = KERNELS_LAST ? 1 : p.kernel.tap;
   const int count = p.piece_cols.by * p.piece_rows.by * p.tile_groups * (KERNELS_LAST ? KERNEL : 1);
   for (int item = threadIdx.x; item < count; item += blockDim.x) {
@@ -132,8 +132,7 @@ DEVICE void convolve(const TiledParameters& p) {
     if (step < kSteps) stage_kernels(p, at, step, kernels + step * p.stage_pitch);
     // The map belongs to the first group of copies, which is waited for first.
     if (step == 0) {
-      const int row0 = kBack ? row_before(at.row, KERNEL - 1)
-                             : at.row * STRIDE - p.pad_h;
+      const int row0 = kBack ? row_before(at.row, KERNEL - 1) : at.row * STRIDE - p.pad_h;
       const int col0 = at.quad * kQuad + (kBack ? kFirstPixel : -p.pad_w);
       stage_map<kQuad, SOURCE_LAYOUT, SOURCE_VECTOR>(p, p.source, p.map, p.source_rows,
                                                    p.source_cols, row0, col0, at, map);
