@@ -1,7 +1,7 @@
 """Runs the tasks of the campaign within a time and writes what they found.
 
 Each task is a process of its own with a time limit. After every task ``campaign.json`` (all
-figures), ``campaign.md`` (tables), ``campaign.log`` and the plots are written to ``--out``;
+figures), ``campaign.md`` (tables) and ``campaign.log`` are written to ``--out``, plots at the end;
 a later call with the same folder runs only what is not done.
 """
 import argparse
@@ -68,8 +68,8 @@ class Campaign:
             self.state['tasks'][task.name] = entry = self._one(task, environment)
             print(f'{task.part} {task.name}: {entry["status"]}, {entry["seconds"]:.0f} s, '
                   f'{len(entry["failures"])} failures, {max(self.left, 0):.0f} s left', flush=True)
-            self._save()
-        self._save()
+            self._save(report.write)
+        self._save(report.plot)
         print(report.failures(self.state))
         return sum(bool(entry['failures']) for entry in self.state['tasks'].values())
 
@@ -154,12 +154,12 @@ class Campaign:
         with open(self.out / 'campaign.log', 'a') as file:
             file.write(text.rstrip('\n') + '\n')
 
-    def _save(self) -> None:
+    def _save(self, make: Callable[[dict, Path], None]) -> None:
         temporary = self.out / 'campaign.json.new'
         temporary.write_text(json.dumps(self.state, indent=1))
         temporary.replace(self._file)
         try:
-            report.write(self.state, self.out)
+            make(self.state, self.out)
         except Exception as error:  # the figures are safe; a table must not end the campaign
             print(f'report: {type(error).__name__}: {error}', flush=True)
 

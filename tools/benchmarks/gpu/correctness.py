@@ -288,12 +288,15 @@ def main(record: Record, options: argparse.Namespace) -> None:
     device, tiny = options.device, options.dry_run
     # torch.empty then holds NaN: an element that nobody wrote shows.
     torch.use_deterministic_algorithms(True, warn_only=True)
-    record.note(chosen=chosen(device), refused=refusals(device))
+    taken = chosen(device)
+    record.note(chosen=taken, refused=refusals(device))
     tally, clocks = Tally(record), Device(device)
     cases = _TINY_CASES if tiny else CASES + random_cases(40, 0)
     names = [name for name in available(device) if name != 'triton']
     if 'cuda' not in names and not tiny:
         record.fail('backend cuda', refusals(device)['cuda'])
+    elif not tiny and taken != 'cuda':
+        record.fail('choice of a backend', f'{taken} where cuda would serve')
     for backend in names:
         check_strides(tally, record, device, backend,
                       _TINY_CASES[1] if tiny else _square(2, 32, 2, (15, 18), 7))
@@ -305,6 +308,7 @@ def main(record: Record, options: argparse.Namespace) -> None:
             check_large(tally, record, device, backend, tiny)
         check_backend(tally, record, device, backend, cases if backend == 'cuda' else cases[::4],
                       DTYPES, 20 if backend == 'cuda' else 5)
+    torch.use_deterministic_algorithms(False)
     tally.write()
 
 

@@ -37,7 +37,7 @@ _NARROW = dict(
     rpn_head=dict(in_channels=16, feat_channels=16),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=16),
-        bbox_head=dict(num_shared_convs=1, in_channels=16, conv_out_channels=16,
+        bbox_head=dict(in_channels=16, conv_out_channels=16,
                        fc_out_channels=16),
         mask_roi_extractor=dict(out_channels=16),
         mask_head=dict(num_convs=1, in_channels=16, conv_out_channels=16)),

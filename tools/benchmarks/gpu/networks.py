@@ -125,15 +125,18 @@ def measure(record: Record, options: argparse.Namespace, names: Tuple[str, ...],
         tf32 = setting.dtype == 'tf32'
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         for name in _TINY_NETWORKS if tiny else names:
+            model = None
             for mode in modes:
                 key = dict(network=name, mode=mode, **setting._asdict())
                 if record.has('networks', **key):
                     continue
                 with record.attempt(f'{name} {mode} {tuple(setting)}'):
-                    torch.manual_seed(0)
-                    model = (narrow if tiny else build)(name)
-                    if setting.compiled:
-                        model = torch.compile(model, disable=tiny)
+                    if model is None:
+                        torch.manual_seed(0)
+                        model = (narrow if tiny else build)(name)
+                        if setting.compiled:
+                            model = torch.compile(model, disable=tiny)
+                    model.zero_grad()
                     batch = batches[mode != 'infer_1']
                     make = training_step if mode == 'train' else inference_step
                     step = make(model, options.device, batch, size, setting.dtype, setting.layout)
@@ -141,11 +144,11 @@ def measure(record: Record, options: argparse.Namespace, names: Tuple[str, ...],
                     graph = not (mode == 'train' and setting.dtype == 'float16')
                     record.row('networks', **key, batch=batch,
                                **figures(step, clocks, batch, repeats, graph))
-                step = model = None
+                step = None
                 if clocks.on_gpu:
                     torch.cuda.empty_cache()
-                if setting.compiled:
-                    torch._dynamo.reset()
+            if setting.compiled:
+                torch._dynamo.reset()
 
 
 def _run(settings: List[Setting], names: Tuple[str, ...], modes: Tuple[str, ...]) -> Callable:

@@ -1,4 +1,6 @@
-"""Markdown tables and plots of a campaign, made from ``campaign.json`` alone."""
+"""Markdown tables and plots of a campaign: ``python -m gpu.report DIR`` makes them anew."""
+import json
+import sys
 from pathlib import Path
 from typing import Callable, Dict, Iterable, List, Optional
 
@@ -169,8 +171,12 @@ def markdown(state: dict) -> str:
 
 
 def write(state: dict, out: Path) -> None:
-    """``campaign.md`` and, with matplotlib, ``operators.png`` and ``networks.png``."""
+    """``campaign.md``."""
     (out / 'campaign.md').write_text(markdown(state))
+
+
+def plot(state: dict, out: Path) -> None:
+    """``operators.png`` and ``networks.png``, where matplotlib is there."""
     try:
         import matplotlib
     except ImportError:
@@ -219,3 +225,10 @@ def _draw_networks(state: dict, plt) -> object:
     axis.set(ylabel='images per second' + (' / ResNet-50' if base else ''))
     axis.legend()
     return figure
+
+
+if __name__ == '__main__':
+    folder = Path(sys.argv[1])
+    found = json.loads((folder / 'campaign.json').read_text())
+    write(found, folder)
+    plot(found, folder)
