@@ -111,12 +111,11 @@ def test_prototype_keeps_the_tiles_that_are_right(monkeypatch):
                    for row in record.content['tables']['operators'])
 
 
-def test_every_part_runs_on_tiny_shapes(tmp_path):
-    pytest.importorskip('mmdet')
-    pytest.importorskip('mmseg')
+def test_the_parts_about_kernels_run_on_tiny_shapes(tmp_path):
+    pytest.importorskip('mmpretrain')
     done = subprocess.run(
-        ['bash', str(BENCHMARKS / 'gpu_campaign.sh'), '--dry-run', '--out', str(tmp_path),
-         '--work', str(tmp_path / 'work'), '--data', 'none.npz', '--minutes', '30'],
+        ['bash', str(BENCHMARKS / 'gpu_campaign.sh'), '--dry-run', '--parts', 'abc', '--out',
+         str(tmp_path), '--work', str(tmp_path / 'work'), '--minutes', '30'],
         env={**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'},
         capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -124,6 +123,6 @@ def test_every_part_runs_on_tiny_shapes(tmp_path):
     assert {name: task['status'] for name, task in tasks.items()} == dict.fromkeys(tasks, 'done')
     assert [task['failures'] for task in tasks.values() if task['failures']] == []
     report = (tmp_path / 'campaign.md').read_text()
-    from gpu.report import _SECTIONS
-    assert [title for _, title, _ in _SECTIONS if f'## {title}\n' not in report] == []
-    assert (tmp_path / 'operators.png').is_file() and (tmp_path / 'networks.png').is_file()
+    for title in ('Aggregation', 'Correctness', 'Host time of a call', 'Fused', 'First and second',
+                  'Sizes'):
+        assert f'## {title}' in report
