@@ -34,7 +34,7 @@ struct Variant {
   int pad() const { return dilation * (kernel - 1) / 2; }
   // Threads that a quad has: parts of its channels, or rows of taps.
   int sharers() const { return task == 2 ? kernel : channels / part; }
-  // Of a thread, at most, as ptxas counts them (tools/benchmarks/inspect_kernels.py).
+  // Of a thread, about, for the estimate; tools/benchmarks/inspect_kernels.py has the numbers.
   int registers() const { return task == 2 ? 112 : bytes() == 4 ? 104 : 80; }
   int threads() const { return task == 2 ? 512 : 256; }
   // Groups of a block are a multiple of this.
