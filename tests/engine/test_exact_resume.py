@@ -1,6 +1,10 @@
 """Runs that stop anywhere and resume end as if they had not, to the last bit."""
 import logging
+import os
+import pickle
 import random
+import socket
+from itertools import count
 
 import numpy as np
 import pytest
@@ -80,6 +84,8 @@ ITERATIONS = dict(
     train_dataloader=dict(sampler=dict(type='InfiniteSampler')),
     default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=3, by_epoch=False)))
 FINITE = dict(ITERATIONS, train_dataloader=dict(sampler=dict(type='DefaultSampler')))
+# mmengine shares its message hub among runs of one name.
+RUNS = count()
 WORKERS = dict(train_dataloader=dict(num_workers=2, persistent_workers=True))
 
 
@@ -97,7 +103,7 @@ def config(folder, *changes, **options):
         custom_hooks=[dict(type='EMAHook', momentum=0.1, update_buffers=True)],
         env_cfg=dict(mp_cfg=dict(mp_start_method='fork')),
         default_scope='mmengine', randomness=dict(seed=3), work_dir=str(folder),
-        experiment_name=f'{folder.parent.name}_{folder.name}_{random.random()}'))
+        experiment_name=f'{folder.parent.name}_{folder.name}_{next(RUNS)}'))
     for change in changes:
         cfg.merge_from_dict(change)
     cfg.merge_from_dict(options)
@@ -228,13 +234,11 @@ def test_the_state_of_best_checkpoints_and_of_pending_gradients(tmp_path):
 
 
 def test_a_numbered_batch_survives_the_way_to_a_worker():
-    import pickle
     batch = pickle.loads(pickle.dumps(NumberedBatch([4, 2], (1, 0, 7))))
     assert batch == [4, 2] and batch.entropy == (1, 0, 7)
 
 
 def _two_processes(rank, folder):
-    import os
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2',
                       MASTER_ADDR='127.0.0.1', MASTER_PORT=(folder / 'port').read_text())
@@ -247,7 +251,6 @@ def _two_processes(rank, folder):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
 def test_two_processes_end_with_the_same_bits(tmp_path):
-    import socket
     with socket.socket() as sock:
         sock.bind(('127.0.0.1', 0))
         (tmp_path / 'port').write_text(str(sock.getsockname()[1]))
