@@ -16,7 +16,10 @@ from setuptools.command.sdist import sdist
 try:
     from setuptools.command.bdist_wheel import bdist_wheel
 except ImportError:  # setuptools < 70.1
-    from wheel.bdist_wheel import bdist_wheel
+    try:
+        from wheel.bdist_wheel import bdist_wheel
+    except ImportError:  # then wheels cannot be built, and the rest can
+        from setuptools import Command as bdist_wheel
 
 ROOT = Path(__file__).resolve().parent
 # What mim and `_base_ = 'mmcontext::...'` look for in the .mim folder of an installed package.

@@ -12,7 +12,8 @@ def tools() -> Dict[str, Path]:
     """Name -> script, of the tools that are of use without a clone."""
     scripts = [TOOLS / name for name in ('train.py', 'test.py', 'dist_train.sh', 'dist_test.sh',
                                          'slurm_train.sh', 'slurm_test.sh')]
-    for folder in ('analysis', 'dataset_converters', 'deployment', 'model_converters'):
+    for folder in ('analysis', 'dataset_converters', 'deployment', 'model_converters',
+                   'visualization'):
         scripts += sorted((TOOLS / folder).glob('*.py'))
     return {script.stem: script for script in scripts if script.exists()}
 
