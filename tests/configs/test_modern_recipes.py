@@ -1,4 +1,7 @@
-"""The modern recipes run: two iterations of narrow networks with their own pipelines."""
+"""The modern recipes run: two iterations of narrow networks with their own pipelines.
+
+Here for a network a recipe; ``classify`` and ``detect`` take any of their configs and any images.
+"""
 import json
 import math
 from itertools import islice
@@ -16,6 +19,9 @@ from mmengine.runner import Runner
 
 CLASSIFIERS = sorted(ROOT.glob('configs/*/*_rsb-a[23]_imagenet.py'))
 DETECTORS = sorted(ROOT.glob('configs/*/*_ms_3x_adamw_coco.py'))
+TRAINED = [ROOT / f'configs/{name}' for name in (
+    'coconv/coresnet50_rsb-a2_imagenet.py', 'cotnet/cotnet50_rsb-a3_imagenet.py',
+    'rednet/mask_rcnn_rednet50_fpn_ms_3x_adamw_coco.py')]
 # Width of the first stage; PyConv cannot be narrower than it is.
 WIDTHS = dict(coresnet50=16, cotnet50=16, rednet50=32, cednet50=32, ckresnet50=16, resnet50=16)
 
@@ -88,7 +94,7 @@ def photos(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize('path', CLASSIFIERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', TRAINED[:2], ids=lambda path: path.stem)
 def test_classifier_trains(path, photos):
     pytest.importorskip('mmpretrain')
     losses = classify(path, photos)
@@ -97,7 +103,7 @@ def test_classifier_trains(path, photos):
     assert math.isfinite(losses[1])
 
 
-@pytest.mark.parametrize('path', DETECTORS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', TRAINED[2:], ids=lambda path: path.stem)
 def test_detector_trains(path, photos):
     pytest.importorskip('mmdet')
     losses = detect(path, photos, 'boxes.json', shrink=8)
@@ -121,3 +127,16 @@ def test_recipe_of_resnet_strikes_back(path):
     assert cfg.model.head.get('dropout', 0) == 0 and cfg.model.head.loss.use_sigmoid
     assert [(a.type, a.alpha) for a in cfg.model.train_cfg.augments] == [
         ('Mixup', 0.1), ('CutMix', 1.0)]
+
+
+@pytest.mark.parametrize('path', DETECTORS, ids=lambda path: path.stem)
+def test_recipe_of_the_detectors(path):
+    pytest.importorskip('mmdet')
+    cfg = Config.fromfile(path)
+    resize = cfg.train_dataloader.dataset.pipeline[2]
+    assert resize.type == 'RandomChoiceResize'
+    assert resize.scales == [(1333, short) for short in range(480, 801, 32)]
+    assert cfg.train_cfg.max_epochs == cfg.param_scheduler[1].end == 36
+    assert cfg.param_scheduler[1].milestones == [27, 33]
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-4, 0.05)
