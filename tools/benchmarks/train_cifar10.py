@@ -26,7 +26,8 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint
-from mmpretrain.models.backbones.resnet import Bottleneck, ResNet_CIFAR
+from mmpretrain.models.backbones.resnet import Bottleneck
+from mmpretrain.models.backbones.resnet_cifar import ResNet_CIFAR
 from torch import nn
 
 from mmcontext.engine.flops import config_complexity
@@ -61,7 +62,9 @@ for_cifar(RedNet)
 for_cifar(CedNet)
 
 # Width of the first stage.
-NETWORKS = dict(ResNet=32, CoResNet=32, PyConvResNet=32, CoTNet=32, RedNet=32, CedNet=32)
+NETWORKS = dict(ResNet=32, CoResNet=32, PyConvResNet=32, CoTNet=32, RedNet=40, CedNet=40)
+# A width of 40 has no groups of 16, which are published.
+LAYERS = dict(RedNet=dict(group_channels=8), CedNet=dict(group_channels=8, gate_groups=20))
 
 
 class Slice(Hook):
@@ -96,7 +99,8 @@ def make_config(data: str, network: str, epochs: int, seed: int, work_dir: str,
                 width: Optional[int] = None, workers: int = 2) -> Config:
     """Config of one training run."""
     width = width or NETWORKS[network]
-    stem = dict(stem_channels=width) if network == 'ResNet' else {}
+    options = dict(stem_channels=width) if network == 'ResNet' else dict(
+        layer_cfg=LAYERS.get(network))
 
     def loader(split: str, batch_size: int, transforms: List[dict]) -> dict:
         return dict(
@@ -114,7 +118,7 @@ def make_config(data: str, network: str, epochs: int, seed: int, work_dir: str,
         model=dict(
             type='ImageClassifier',
             backbone=dict(type=f'mmcontext.{network}26ForCIFAR', depth=26, base_channels=width,
-                          zero_init_residual=True, **stem),
+                          zero_init_residual=True, **options),
             neck=dict(type='GlobalAveragePooling'),
             head=dict(type='LinearClsHead', num_classes=10, in_channels=32 * width,
                       loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, num_classes=10))),
@@ -182,13 +186,14 @@ def main() -> None:
 
     deadline = None if args.minutes is None else time.time() + 60 * args.minutes
     path.parent.mkdir(parents=True, exist_ok=True)
+    trained = 0
     for seed in args.seeds:
         for network in args.networks:
             name = f'{network}, {seed}'
             done = json.loads(path.read_text()) if path.is_file() else {}
             if str(args.epochs) in done.get(name, {}).get('epochs', {}):
                 continue
-            if deadline is not None and time.time() > deadline:
+            if trained and deadline is not None and time.time() > deadline:
                 return
             work_dir = Path(args.work_dir, f'{network}_{seed}')
             cfg = make_config(args.data, network, args.epochs, seed, str(work_dir),
@@ -197,6 +202,7 @@ def main() -> None:
             runner = Runner.from_cfg(cfg)
             runner.register_hook(Slice(path, name, deadline))
             runner.train()
+            trained += 1
     print_table(json.loads(path.read_text()))
 
 
