@@ -110,10 +110,11 @@ def test_notebook(tmp_path, monkeypatch):
     pytest.importorskip('onnxruntime')
     pytest.importorskip('safetensors')
     monkeypatch.setenv('TUTORIAL_QUICK', '1')
-    monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
+    monkeypatch.setenv('PYTHONPATH',
+                       os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
     notebook = nbformat.read(ROOT / 'tools/tutorial.ipynb', as_version=4)
     assert not any(cell.get('outputs') for cell in notebook.cells)
-    client = nbclient.NotebookClient(notebook, timeout=900,
+    client = nbclient.NotebookClient(notebook, timeout=900, startup_timeout=300,
                                      resources={'metadata': {'path': str(tmp_path)}})
     client.execute()
     results = [cell.outputs[-1]['data']['text/plain'] for cell in notebook.cells
