@@ -84,6 +84,7 @@ def test_own_data(index, task, package, write, tmp_path, monkeypatch):
     assert len([line for line in text.splitlines() if line.strip()]) <= 18
     monkeypatch.chdir(tmp_path)
     write(tmp_path / 'data')
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     (tmp_path / 'my_config.py').write_text(text)
     cfg = Config.fromfile('my_config.py')
     cfg.merge_from_dict(dict(model=NARROW[task], work_dir=str(tmp_path / 'work')))
