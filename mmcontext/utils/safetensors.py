@@ -16,9 +16,9 @@ def _library():
     try:
         import safetensors.torch
     except ImportError as error:
-        raise UserError('files that end in .safetensors need the package safetensors, which cannot '
-                        f'be imported here ({error}); install it with: pip install safetensors'
-                        ) from error
+        raise UserError(
+            'files that end in .safetensors need the package safetensors, which cannot be '
+            f'imported here ({error}); install it with: pip install safetensors') from error
     return safetensors
 
 
@@ -31,11 +31,15 @@ def save_safetensors(state: Mapping[str, Tensor], meta: Mapping[str, Any], path:
         path: File to write.
 
     Raises:
-        UserError: The package is missing.
+        UserError: The package is missing, or the file cannot be written.
     """
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
-    # 'format' is what transformers and timm look for.
-    _library().torch.save_file(tensors, path, {'format': 'pt', _META: json.dumps(meta)})
+    library = _library()
+    try:
+        # 'format' is what transformers and timm look for.
+        library.torch.save_file(tensors, path, {'format': 'pt', _META: json.dumps(meta)})
+    except (OSError, library.SafetensorError) as error:
+        raise UserError(f'cannot write {path}: {error}') from error
 
 
 def load_safetensors(path: str, map_location: Any = None) -> Dict[str, dict]:

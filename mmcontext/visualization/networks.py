@@ -52,14 +52,33 @@ def find_config(name: str) -> Config:
             raise UserError(str(error)) from error
 
 
+@torch.no_grad()
+def settle(backbone: nn.Module, in_channels: int) -> None:
+    """Make an untrained backbone fit to be looked at.
+
+    Norms that start at zero, and would hide what stands before them, start at one; and all take
+    the statistics of a batch of noise, without which products of features with kernels made of
+    them grow from layer to layer until they overflow.
+    """
+    norms = [module for module in backbone.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.
+        if not norm.weight.any():
+            nn.init.ones_(norm.weight)
+    backbone.train()
+    backbone(torch.randn(4, in_channels, 64, 64, generator=torch.Generator().manual_seed(0)))
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+
+
 def load_network(spec: str) -> Network:
     """Build a network and load its weights.
 
     Args:
         spec: ``CONFIG``, ``CONFIG=CHECKPOINT`` or ``CHECKPOINT``, where CONFIG is a file or a
             name of the zoo (of mmpretrain's, too), and a checkpoint of training holds its own
-            config. Without weights the network is as initialised; norms that start at zero then
-            start at one, because they would hide what stands before them.
+            config. Without weights the network is as initialised, and :func:`settle` is run.
 
     Raises:
         UserError: There is no such config, or the checkpoint does not fit.
@@ -82,9 +101,8 @@ def load_network(spec: str) -> Network:
     if checkpoint is None:
         initialise(model)
         label += ', untrained'
-        for module in model.modules():
-            if isinstance(module, _BatchNorm) and not module.weight.any():
-                nn.init.ones_(module.weight)
+        if (cfg.model.get('neck') or {}).get('dim', 2) == 2:
+            settle(model.backbone, cfg.model.backbone.get('in_channels', 3))
     else:
         state = checkpoint.get('state_dict', checkpoint)
         try:

@@ -74,8 +74,5 @@ def publish(source: str, destination: str, config: Optional[str] = None,
         licence=licence, mmcontext_version=__version__,
         **{key: meta[key] for key in ('epoch', 'iter') if key in meta})
     path = f'{destination[:-len(SAFETENSORS)]}-{digest[:8]}{SAFETENSORS}'
-    try:
-        save_safetensors(state, described, path)
-    except OSError as error:
-        raise UserError(f'cannot write {path}: {error}') from error
+    save_safetensors(state, described, path)
     return path

@@ -84,6 +84,7 @@ def test_own_data(index, task, package, write, tmp_path, monkeypatch):
     assert len([line for line in text.splitlines() if line.strip()]) <= 18
     monkeypatch.chdir(tmp_path)
     write(tmp_path / 'data')
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     (tmp_path / 'my_config.py').write_text(text)
     cfg = Config.fromfile('my_config.py')
     cfg.merge_from_dict(dict(model=NARROW[task], work_dir=str(tmp_path / 'work')))
@@ -110,10 +111,11 @@ def test_notebook(tmp_path, monkeypatch):
     pytest.importorskip('onnxruntime')
     pytest.importorskip('safetensors')
     monkeypatch.setenv('TUTORIAL_QUICK', '1')
-    monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
+    monkeypatch.setenv('PYTHONPATH',
+                       os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
     notebook = nbformat.read(ROOT / 'tools/tutorial.ipynb', as_version=4)
     assert not any(cell.get('outputs') for cell in notebook.cells)
-    client = nbclient.NotebookClient(notebook, timeout=900,
+    client = nbclient.NotebookClient(notebook, timeout=900, startup_timeout=300,
                                      resources={'metadata': {'path': str(tmp_path)}})
     client.execute()
     results = [cell.outputs[-1]['data']['text/plain'] for cell in notebook.cells
