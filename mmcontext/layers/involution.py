@@ -8,6 +8,7 @@ from mmcontext.layers._geometry import DynamicKernelLayer
 from mmcontext.layers._modules import is_plain
 from mmcontext.ops import fused_involution, local_aggregation
 from mmcontext.ops.arguments import IntPair
+from mmcontext.ops.local_aggregation.by_rows import span_by_rows, wants_rows
 from mmcontext.ops.tracing import is_symbolic
 from mmcontext.registry import MODELS
 
@@ -97,7 +98,11 @@ class Involution2d(DynamicKernelLayer):
 
     def kernels(self, x: Tensor) -> Tensor:
         """The kernels [B, G, K*K, Ho, Wo] of an input [B, in_channels, H, W]."""
-        w = fused(self.reduce(self._centres(x)), self.span)
+        r = self.reduce(self._centres(x))
+        if wants_rows(r) and is_plain(self.span, nn.Conv2d):
+            w = span_by_rows(r, self.span.weight, self.span.bias)
+        else:
+            w = fused(r, self.span)
         # (Not unflatten: behind it the ONNX exporter takes all sizes for constants.)
         return w.view(w.shape[0], self.kernel_groups, self._taps, w.shape[2], w.shape[3])
 

@@ -212,3 +212,20 @@ def test_pyramids_take_one_image_as_conv2d_does(layer):
 @pytest.mark.parametrize('layer', [Involution2d, CVolution2d])
 def test_an_empty_batch_passes(layer, fused):
     assert layer(32, fused=fused).eval()(torch.zeros(0, 32, 8, 8)).shape == (0, 32, 8, 8)
+
+
+@pytest.mark.parametrize('layer', [Involution2d, CVolution2d])
+def test_kernels_by_rows_are_those_of_the_convolution(layer, monkeypatch):
+    module = layer(32, stride=2).double()
+    x = torch.randn(2, 32, 9, 10, dtype=torch.float64).to(memory_format=torch.channels_last)
+    parameters = list(module.parameters())
+    cotangent = torch.randn(2, 32, 5, 5, dtype=torch.float64)
+    results = []
+    for rows in (False, True):
+        monkeypatch.setattr('mmcontext.layers.involution.wants_rows', lambda r, rows=rows: rows)
+        kernels = module.kernels(x)
+        assert kernels.is_contiguous() == rows
+        y = module(x)
+        results.append((kernels, y, *torch.autograd.grad(y, parameters, cotangent)))
+    for expected, actual in zip(*results):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)

@@ -55,3 +55,17 @@ def test_method_is_chosen_forced_and_explained(monkeypatch):
     monkeypatch.setenv(METHOD_VARIABLE, 'sparse')
     with pytest.raises(ValueError, match="MMCONTEXT_GROUPED_CONV .* got 'sparse'"):
         grouped_conv2d(x, weight, groups=4)
+
+
+def test_layers_take_it_on_a_gpu_unless_somebody_looks(monkeypatch):
+    from mmcontext.layers import conv_norm
+    conv, calls = torch.nn.Conv2d(8, 8, 3, padding=1, groups=4), []
+    monkeypatch.setattr(conv_norm, 'grouped_conv2d', lambda *args: calls.append(args) or 'dense')
+
+    class Map:
+        is_cuda = True
+
+    assert conv_norm._convolve(conv, Map()) == 'dense'
+    assert calls[0][1:] == (conv.weight, conv.bias, (1, 1), (1, 1), (1, 1), 4)
+    conv.register_forward_pre_hook(lambda module, args: (torch.zeros(1, 8, 4, 4), ))
+    assert conv_norm._convolve(conv, Map()).shape == (1, 8, 4, 4)

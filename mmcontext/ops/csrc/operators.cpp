@@ -166,8 +166,11 @@ Tensor grad_weight(const Tensor& grad, const Tensor& x, c10::SymInt groups, IntA
                     "grad must be [B, C, Ho, Wo], got shape ", grad.sizes());
   const int64_t taps = kernel[0] * kernel[1];
   check_sizes({x.sizes(), count, taps, grad.size(2), grad.size(3)}, geometry, grad, {});
-  Tensor w = empty_feature(x, count * taps, grad.size(2), grad.size(3))
-                 .unflatten(1, {count, taps});
+  // The CUDA kernels write them by rows, whatever the layout of the maps.
+  Tensor w = where == Served::kGpu
+                 ? at::empty({x.size(0), count, taps, grad.size(2), grad.size(3)}, x.options())
+                 : empty_feature(x, count * taps, grad.size(2), grad.size(3))
+                       .unflatten(1, {count, taps});
   run(where, Task::kGradWeight, x, grad, w, geometry);
   return w;
 }

@@ -122,6 +122,12 @@ def empty_feature(like: Tensor, channels: int, height: int, width: int,
 
 def empty_kernels(like: Tensor, groups: int, taps: int, height: int, width: int,
                   dtype: Optional[torch.dtype] = None) -> Tensor:
-    """Uninitialised [B, groups, taps, height, width], pixel-major where ``like`` is."""
+    """Uninitialised [B, groups, taps, height, width], pixel-major where ``like`` is.
+
+    Not on NVIDIA GPUs: the CUDA kernels read and write kernels by rows.
+    """
+    if like.device.type == 'cuda' and torch.version.hip is None:
+        return torch.empty((like.shape[0], groups, taps, height, width), dtype=dtype or like.dtype,
+                           device=like.device)
     kernels = empty_feature(like, groups * taps, height, width, dtype)
     return kernels.unflatten(1, (groups, taps))

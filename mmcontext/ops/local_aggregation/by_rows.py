@@ -1,0 +1,43 @@
+"""Kernels of channels-last networks, laid out as the CUDA kernels read them."""
+import os
+
+import torch
+from torch import Tensor
+
+from mmcontext.ops.local_aggregation.backends import is_channels_last
+from mmcontext.ops.tracing import is_recording, is_symbolic
+
+ROWS_VARIABLE = 'MMCONTEXT_KERNELS_BY_ROWS'
+# Channels beside the reduced ones: a one for the bias, and zeros that keep rows aligned.
+_MORE = 8
+
+
+def wants_rows(r: Tensor) -> bool:
+    """Whether kernels made from ``r`` [B, Cr, H, W] are better made by :func:`span_by_rows`.
+
+    A 1x1 convolution of a channels-last map writes all taps of a pixel together, which the CUDA
+    kernels have to take apart element by element. ``MMCONTEXT_KERNELS_BY_ROWS=0`` keeps the
+    convolution. (Chosen by counting accesses, not measured on a GPU yet.)
+    """
+    return (not is_symbolic(r) and r.is_cuda and torch.version.hip is None and not is_recording()
+            and is_channels_last(r) and os.environ.get(ROWS_VARIABLE, '1') != '0')
+
+
+def span_by_rows(r: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 1x1 convolution, as the product of matrices that writes a contiguous result.
+
+    Args:
+        r: [B, Cr, H, W].
+        weight: [Co, Cr, 1, 1].
+        bias: [Co]. It is a column of the weight: to add it afterwards would read and write the
+            result once more.
+
+    Returns:
+        [B, Co, H, W], contiguous.
+    """
+    batch, _, height, width = r.shape
+    one = torch.eye(_MORE, 1, dtype=r.dtype, device=r.device)
+    r = torch.cat((r.flatten(2), one.expand(batch, _MORE, height * width)), 1)
+    more = torch.nn.functional.pad(bias[:, None], (0, _MORE - 1))
+    weight = torch.cat((weight.flatten(1), more), 1)
+    return torch.bmm(weight.expand(batch, -1, -1), r).view(batch, -1, height, width)
