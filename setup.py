@@ -144,7 +144,8 @@ def native_kernels() -> dict:
                 super().run()
             except Exception as error:  # compilers fail in many ways
                 reason = f'they did not compile when mmcontext was installed ({error})'
-                package = ROOT if self.inplace else Path(self.build_lib)
+                editable = self.inplace or getattr(self, 'editable_mode', False)
+                package = ROOT if editable else Path(self.build_lib)
                 note_missing(package / 'mmcontext', reason)
                 # Older kernels may be there, of other sources.
                 Path(self.get_ext_fullpath(self.extensions[0].name)).unlink(missing_ok=True)
@@ -169,6 +170,7 @@ def note_missing(package: Path, reason: str) -> None:
     note = package / 'ops' / MISSING_NOTE
     note.unlink(missing_ok=True)
     if reason:
+        note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(reason)
         print(f'WARNING: mmcontext is installed without its C++ kernels for the CPU: {reason}',
               file=sys.stderr)

@@ -170,7 +170,7 @@ Tensor group_norm_act(const Tensor& x, int64_t groups, const c10::optional<Tenso
     scale[i] = (weights ? weights[channel] : 1.f) / root;
     shift[i] = (biases ? biases[channel] : 0.f) - mean[group] * scale[i];
   }
-  apply(x, scale, shift, std::nullopt, activation_of(activation), out);
+  apply(x, scale, shift, c10::nullopt, activation_of(activation), out);
   return out;
 }
 
