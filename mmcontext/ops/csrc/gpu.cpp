@@ -94,6 +94,10 @@ void expect_gradients(Gpu& there, int64_t device, const CudaProblem& forward) {
   std::swap(of_x.source, of_x.target);
   of_w.task = Task::kGradWeight;
   std::swap(of_w.kernel, of_w.target);
+  // The gradient of the kernels is written by rows.
+  const int64_t row = forward.out_cols, tap = row * forward.out_rows;
+  const int64_t group = tap * forward.kernel_h * forward.kernel_w;
+  of_w.target = {forward.kernel.address, group * forward.groups, group, tap, row, 1};
   for (const CudaProblem& problem : {of_x, of_w}) {
     for (const CudaLaunch& launch : plan_cuda(problem, there.limits)) {
       if (known_function(there, launch) == nullptr) {

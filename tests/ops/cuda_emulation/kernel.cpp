@@ -14,3 +14,5 @@ extern "C" const char* launch(const unsigned* grid, unsigned threads, unsigned s
   };
   return run_launch(body, grid, threads, shared_bytes, parameters, ranges, count);
 }
+
+extern "C" unsigned long long parameter_size() { return sizeof(mmcontext::PARAMETERS); }

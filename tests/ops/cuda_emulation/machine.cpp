@@ -205,5 +205,3 @@ extern "C" const char* run_launch(void (*body)(const void*), const unsigned* gri
   }
   return m.error.empty() ? nullptr : m.error.c_str();
 }
-
-extern "C" unsigned long long parameter_size() { return sizeof(mmcontext::PARAMETERS); }
