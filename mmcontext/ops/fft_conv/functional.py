@@ -130,7 +130,9 @@ def direct_conv_impl(x: Tensor, weight: Tensor, bias: Optional[Tensor],
     else:
         padding = 0
         x = F.pad(x, [n for pair in reversed(geometry.padding) for n in pair])
-    weight = weight.to(x.dtype)
-    bias = None if bias is None else bias.to(x.dtype)
-    return _CONV[geometry.dim](x, weight, bias, geometry.stride, padding, geometry.dilation,
-                               geometry.groups)
+    # oneDNN, on processors with float16 arithmetic, does not come to an end of generating the code
+    # of a depth-wise kernel with many taps (torch 2.11).
+    dtype = torch.float32 if x.dtype == torch.float16 and x.device.type == 'cpu' else x.dtype
+    bias = None if bias is None else bias.to(dtype)
+    return _CONV[geometry.dim](x.to(dtype), weight.to(dtype), bias, geometry.stride, padding,
+                               geometry.dilation, geometry.groups).to(x.dtype)
