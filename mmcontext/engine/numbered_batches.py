@@ -82,7 +82,8 @@ class NumberedBatches:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[NumberedBatch]:
-        skip, self._skip = self._skip, 0
+        # (A DataLoader with workers asks twice for its first pass.)
+        skip = self._skip
         if not self.endless:
             return self._numbered(self._pass(skip), self._first + skip)
         if self._seed is None:

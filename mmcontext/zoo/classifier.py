@@ -122,6 +122,8 @@ def _build_backbone(entry: Entry, cfg: dict, options: dict) -> nn.Module:
     """The backbone of a config, initialised."""
     cfg = {**cfg, **options}
     scope = {'detection': 'mmdet', 'segmentation': 'mmseg'}.get(entry.task, 'mmengine')
+    if entry.task == 'classification' and '.' not in cfg['type']:
+        scope = 'mmpretrain'  # the plain ResNet to compare with
     with DefaultScope.overwrite_default_scope(scope):
         try:
             backbone = MODELS.build(cfg)

@@ -30,13 +30,13 @@ def write_classes(root):
             write_images(root / 'flowers' / split / name, 2)
 
 
-def write_images(folder, count, labels=None):
+def write_images(folder, count, labels=None, suffix='png'):
     folder.mkdir(parents=True)
     generator = np.random.RandomState(0)
     shape = (40, 48) if labels else (40, 48, 3)
     for index in range(count):
         pixels = generator.randint(0, labels or 256, shape, dtype=np.uint8)
-        cv2.imwrite(str(folder / f'{index}.png'), pixels)
+        cv2.imwrite(str(folder / f'{index}.{suffix}'), pixels)
 
 
 def write_boxes(root):
@@ -52,7 +52,7 @@ def write_boxes(root):
 
 def write_maps(root):
     for split in ('train', 'val'):
-        write_images(root / 'leaves/images' / split, 4)
+        write_images(root / 'leaves/images' / split, 4, suffix='jpg')
         write_images(root / 'leaves/labels' / split, 4, labels=3)
 
 
@@ -95,7 +95,7 @@ def test_own_data(index, task, package, write, tmp_path, monkeypatch):
             loader.collate_fn = dict(type='default_collate')
         loader.dataset.pipeline = small(loader.dataset.pipeline)
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=2)
-    cfg.val_cfg.pop('type', None)
+    cfg.val_cfg = dict()
     cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
     cfg.param_scheduler = None
     cfg.default_hooks.checkpoint.update(by_epoch=False, interval=100)

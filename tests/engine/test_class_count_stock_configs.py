@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config, ConfigDict
+from mmengine.dataset import BaseDataset
 from torch import nn
 
 from mmcontext.engine.hooks import check_classes
@@ -91,10 +92,15 @@ def dataset(cfg, datasets):
     inner = cfg.get('datasets') or ([cfg['dataset']] if 'dataset' in cfg else [])
     if inner:
         return SimpleNamespace(datasets=[dataset(item, datasets) for item in inner])
-    known = getattr(datasets.get(cfg['type']), 'METAINFO', {})
+    kind = datasets.get(cfg['type'])
+    known = getattr(kind, 'METAINFO', {})
     metainfo = {**known, **(cfg.get('metainfo') or {})}
     metainfo['classes'] = metainfo.get('classes', metainfo.get('CLASSES'))
-    return SimpleNamespace(metainfo=metainfo)
+    if not (isinstance(kind, type) and issubclass(kind, BaseDataset)):
+        return SimpleNamespace(metainfo=metainfo)
+    data = kind.__new__(kind)  # without its files
+    data._metainfo = metainfo
+    return data
 
 
 def checked(cfg, registry):
@@ -108,6 +114,19 @@ def checked(cfg, registry):
                 check_classes(model, data)
                 numbers += 1
     return model, numbers
+
+
+def names_classes(cfg, registry, video):
+    """Whether images of the config have classes that are known without their files."""
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(loader)
+        for item in loader if isinstance(loader, list) else [loader]:
+            if item:
+                data = dataset(item['dataset'], registry.DATASETS)
+                if getattr(data, 'metainfo', {}).get('classes') and not isinstance(
+                        data, video):
+                    return True
+    return False
 
 
 def wrong_copies(cfg):
@@ -135,6 +154,7 @@ def wrong_copies(cfg):
 @pytest.mark.parametrize('package, least', [('mmdet', 800), ('mmseg', 650), ('mmpretrain', 500)])
 def test_no_stock_config_is_stopped(package, least):
     registry = pytest.importorskip(f'{package}.registry')
+    BaseVideoDataset = pytest.importorskip('mmdet.datasets').BaseVideoDataset
     pytest.importorskip(f'{package}.utils').register_all_modules(init_default_scope=True)
     configs, broken = stock_configs(package)
     stopped, missed, made, seen = {}, [], 0, set()
@@ -146,7 +166,8 @@ def test_no_stock_config_is_stopped(package, least):
         except DataError as error:
             stopped[path.name] = str(error)
         key = str([cfg['model'].get('type'), str(cfg.get('dataset_type'))])
-        if package != 'mmdet' or key in seen or 'language_model' in cfg['model']:
+        if (package != 'mmdet' or key in seen or 'language_model' in cfg['model']
+                or not names_classes(cfg, registry, BaseVideoDataset)):
             continue
         seen.add(key)
         for wrong in wrong_copies(cfg):
@@ -158,6 +179,7 @@ def test_no_stock_config_is_stopped(package, least):
                 pass
     print(f'{package}: {len(configs)} configs, {len(broken)} unreadable, {made} wrong ones made, '
           f'{len(missed)} of them missed')
-    assert not stopped
+    assert not stopped, stopped
     assert len(configs) >= least and len(broken) < 10
-    assert not missed and (made > 30 or package != 'mmdet')
+    assert not missed, missed
+    assert (made > 30 or package != 'mmdet')
