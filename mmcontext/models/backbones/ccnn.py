@@ -1,15 +1,14 @@
 """The continuous CNN: one network for sequences, images and volumes."""
-from typing import Optional, Sequence, Tuple, Union
+from typing import List, Optional, Sequence, Tuple, Union
 
 import torch.nn as nn
 import torch.utils.checkpoint as checkpoint
 from mmcv.cnn import build_activation_layer
 from mmcv.cnn.bricks import DropPath
-from mmengine.model import BaseModule
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmcontext.layers.norms import build_norm, normalise
+from mmcontext.models.backbones.freezable import FreezableBackbone
 from mmcontext.ops.tracing import is_symbolic
 from mmcontext.registry import MODELS
 
@@ -148,7 +147,7 @@ _BLOCKS = dict(s4=S4Block, resnet=ResNetBlock, preact=PreActBlock, tcn=TCNBlock)
 
 
 @MODELS.register_module()
-class CCNN(BaseModule):
+class CCNN(FreezableBackbone):
     """Continuous CNN for sequences [B, C, L], images [B, C, H, W] and volumes.
 
     From "Modelling Long Range Dependencies in N-D: From Task-Specific to a General Purpose CNN",
@@ -259,21 +258,8 @@ class CCNN(BaseModule):
         self.out_channels = widths[-1]
         self._freeze_stages()
 
-    def _freeze_stages(self) -> None:
-        frozen = [self.conv1, self.norm1] if self.frozen_stages >= 0 else []
-        for module in [*frozen, *self.blocks[:max(self.frozen_stages, 0)]]:
-            module.eval()
-            module.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> 'CCNN':
-        """Set the mode; frozen blocks, and with ``norm_eval`` all norms, stay in eval."""
-        super().train(mode)
-        self._freeze_stages()
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
+    def _stages(self) -> List[Sequence[nn.Module]]:
+        return [(self.conv1, self.norm1), *((block, ) for block in self.blocks)]
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
         """Which layer a parameter belongs to, for learning rates that decay with depth.

@@ -1,5 +1,5 @@
 """The trunk: a ResNet whose stem, spatial layer, shortcut and last norm are choices."""
-from typing import Dict, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.utils.checkpoint as checkpoint
@@ -7,7 +7,6 @@ from mmcv.cnn import build_activation_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmcontext.layers.blur_pool import BlurPool2d
 from mmcontext.layers.conv_norm import (
@@ -20,6 +19,7 @@ from mmcontext.layers.conv_norm import (
 )
 from mmcontext.layers.max_pool import MaxPool2d
 from mmcontext.layers.norms import build_norm
+from mmcontext.models.backbones.freezable import FreezableBackbone
 from mmcontext.ops.tracing import is_symbolic
 from mmcontext.registry import MODELS
 
@@ -95,7 +95,7 @@ class ResidualBlock(BaseModule):
         return self._forward(x)
 
 
-class ContextResNet(BaseModule):
+class ContextResNet(FreezableBackbone):
     """Up to four stages of residual blocks; a family is a subclass that fills in the choices.
 
     Args:
@@ -319,23 +319,8 @@ class ContextResNet(BaseModule):
             stride if self.blur_strides else 1, last and self.norm_after_add_at_stage_end,
             zero_init, drop_path_rate, with_cp, self.norm_cfg, self.act_cfg)
 
-    def _freeze_stages(self) -> None:
-        frozen = [self.stem] if self.frozen_stages >= 0 else []
-        frozen += [getattr(self, name) for name in self.layer_names[:max(self.frozen_stages, 0)]]
-        for module in frozen:
-            module.eval()
-            for parameter in module.parameters():
-                parameter.requires_grad = False
-
-    def train(self, mode: bool = True) -> 'ContextResNet':
-        """Set the mode; frozen stages, and with ``norm_eval`` all norms, stay in eval."""
-        super().train(mode)
-        self._freeze_stages()
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
+    def _stages(self) -> List[Sequence[nn.Module]]:
+        return [(self.stem, ), *((getattr(self, name), ) for name in self.layer_names)]
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
         """Which layer a parameter belongs to, for learning rates that decay with depth.
