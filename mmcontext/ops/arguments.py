@@ -2,7 +2,12 @@
 
 (Lists inside ``tuple`` and ``all`` for torch.compile: that of torch 2.15 gives up on generators.)
 """
-from typing import Sequence, Tuple, Union
+import functools
+from typing import Callable, Sequence, Tuple, Union
+
+import torch
+
+from mmcontext.ops.tracing import is_compiling
 
 IntPair = Union[int, Tuple[int, int]]
 
@@ -34,3 +39,23 @@ def output_size(sizes: Sequence[int], kernel_size: Sequence[int], stride: Sequen
     return tuple([
         (size + 2 * pad - dil * (kernel - 1) - 1) // step + 1
         for size, pad, dil, kernel, step in zip(sizes, padding, dilation, kernel_size, stride)])
+
+
+def remembered(check: Callable) -> Callable:
+    """A check of shapes that is made once for the same arguments: they come at every step.
+
+    It is made anew where the arguments cannot be remembered: lists, and the symbolic sizes of a
+    graph that is being recorded.
+    """
+    once = functools.lru_cache(maxsize=4096)(check)
+
+    @functools.wraps(check)
+    def checked(*arguments):
+        if is_compiling() or torch.jit.is_tracing():
+            return check(*arguments)
+        try:
+            return once(*arguments)
+        except TypeError:
+            return check(*arguments)
+
+    return checked

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmcontext.ops.local_aggregation.operators import autocast_dtype
 from mmcontext.ops.tracing import is_exporting
 
 METHOD_VARIABLE = 'MMCONTEXT_GROUPED_CONV'
@@ -24,7 +25,7 @@ _MOST_GROUP_CHANNELS = 16
 def _dtype(x: Tensor) -> torch.dtype:
     """The dtype that the convolution runs in."""
     if x.is_cuda and torch.is_autocast_enabled() and x.dtype.is_floating_point:
-        return torch.get_autocast_gpu_dtype()
+        return autocast_dtype('cuda')
     return x.dtype
 
 

@@ -8,10 +8,9 @@
 
 #include "cuda/parameters.cuh"
 #include "cuda_plan.h"
+#include "work.h"
 
 namespace mmcontext {
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr int64_t kBatches = 65535;              // of one launch: the grid's second or third side
 

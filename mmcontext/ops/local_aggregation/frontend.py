@@ -1,13 +1,11 @@
 """Argument checks and the public entry."""
 import contextlib
-import functools
-from typing import Callable, Dict, Iterator, Optional, Tuple, Union
+from typing import Dict, Iterator, Optional, Tuple, Union
 
-import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function
 
-from mmcontext.ops.arguments import IntPair, per_axis
+from mmcontext.ops.arguments import IntPair, per_axis, remembered
 from mmcontext.ops.local_aggregation.backends import (
     REFERENCE,
     Geometry,
@@ -24,7 +22,7 @@ from mmcontext.ops.local_aggregation.shift_add import ShiftAddBackend
 from mmcontext.ops.local_aggregation.standard import aggregate_rows
 from mmcontext.ops.local_aggregation.triton_backend import TritonBackend
 from mmcontext.ops.native_library import UNAVAILABLE
-from mmcontext.ops.tracing import is_compiling, is_exporting, is_symbolic
+from mmcontext.ops.tracing import is_exporting, is_symbolic
 
 register_backend('native', NativeBackend())
 register_backend('cuda', CudaBackend())
@@ -87,6 +85,7 @@ def checked_output_size(x_shape: Tuple[int, ...], geometry: Geometry) -> Tuple[i
     return out_h, out_w
 
 
+@remembered
 def _check_shapes(x_shape: Tuple[int, ...], w_shape: Tuple[int, ...], kernel_size: IntPair,
                   stride: IntPair, padding: IntPair, dilation: IntPair, share: str) -> Geometry:
     geometry = make_geometry(kernel_size, stride, padding, dilation, share)
@@ -105,24 +104,9 @@ def _check_shapes(x_shape: Tuple[int, ...], w_shape: Tuple[int, ...], kernel_siz
     return geometry
 
 
-# What passed once passes again: the same shapes come at every step.
-_check_shapes_once = functools.lru_cache(maxsize=4096)(_check_shapes)
-
-
-def checked(check_once: Callable, check: Callable, *arguments) -> Geometry:
-    """The result of a check, remembered where its arguments can be (lists and the symbolic
-    sizes of a graph that is being recorded cannot)."""
-    if is_compiling() or torch.jit.is_tracing():
-        return check(*arguments)
-    try:
-        return check_once(*arguments)
-    except TypeError:
-        return check(*arguments)
-
-
 def _check_operands(x: Tensor, w: Tensor, *geometry_arguments) -> Geometry:
     check_floating_point(x)
-    return checked(_check_shapes_once, _check_shapes, x.shape, w.shape, *geometry_arguments)
+    return _check_shapes(x.shape, w.shape, *geometry_arguments)
 
 
 def local_aggregation(x: Tensor, w: Tensor, kernel_size: IntPair, stride: IntPair = 1,

@@ -7,7 +7,6 @@ Here w is made for a few images, kernel groups or output rows at a time in a sma
 stays in the cache, and aggregated at once; the backward pass makes it again. The same sums are
 taken in the same order as without fusing, except that gradients are summed chunk by chunk.
 """
-import functools
 from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from mmcontext.ops.arguments import IntPair
+from mmcontext.ops.arguments import IntPair, remembered
 from mmcontext.ops.local_aggregation.backends import (
     Geometry,
     accumulation_dtype,
@@ -26,7 +25,6 @@ from mmcontext.ops.local_aggregation.backends import (
 )
 from mmcontext.ops.local_aggregation.frontend import (
     check_floating_point,
-    checked,
     checked_output_size,
     local_aggregation,
     make_geometry,
@@ -343,6 +341,7 @@ register_fake('fused_involution', _forward_fake)
 register_fake('fused_involution_backward', _backward_fake)
 
 
+@remembered
 def _check_shapes(x: Tuple[int, ...], r: Tuple[int, ...], weight: Tuple[int, ...],
                   bias: Optional[Tuple[int, ...]], scale: Optional[Tuple[int, ...]],
                   *geometry_arguments) -> Geometry:
@@ -365,9 +364,6 @@ def _check_shapes(x: Tuple[int, ...], r: Tuple[int, ...], weight: Tuple[int, ...
     if scale is not None and tuple(scale) != tuple(x[:2]):
         raise ValueError(f'scale must have shape {tuple(x[:2])}, got {tuple(scale)}')
     return geometry
-
-
-_check_shapes_once = functools.lru_cache(maxsize=4096)(_check_shapes)
 
 
 def fused_involution(x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor] = None,
@@ -405,8 +401,7 @@ def fused_involution(x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor
     """
     check_floating_point(x)
     shapes = (None if t is None else t.shape for t in (x, r, weight, bias, scale))
-    geometry = checked(_check_shapes_once, _check_shapes, *shapes, kernel_size, stride, padding,
-                       dilation)
+    geometry = _check_shapes(*shapes, kernel_size, stride, padding, dilation)
     backend = backend or forced_backend()
     if standard_operators_wanted(backend):
         return _unfused(x, r, weight, bias, scale, geometry, backend)
