@@ -187,6 +187,7 @@ def test_without_a_launcher_nothing_runs_and_reasons_are_given():
 @pytest.mark.parametrize('op, operands, complaint', [
     ('local_aggregation', ((1, 4, 5, 5), (1, 1, 9, 5, 4)), 'output of 5 x 4 does not follow'),
     ('local_aggregation', ((1, 4, 5, 5), (1, 3, 9, 5, 5)), '3 groups'),
+    ('local_aggregation', ((1, 4, 0, 5), (1, 1, 9, 1, 5)), 'output of 1 x 5 does not follow'),
     ('local_aggregation', ((2, 4, 5, 5), (1, 1, 9, 5, 5)), 'w has the shape'),
     ('local_aggregation_grad_input', ((1, 4, 4, 5), (1, 1, 9, 5, 5), [5, 5]), 'gradient of the'),
     ('local_aggregation_grad_weight', ((1, 4, 5, 5), (1, 3, 5, 5), 1), 'gradient of the output'),

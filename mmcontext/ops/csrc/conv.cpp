@@ -26,11 +26,12 @@ std::array<int64_t, 2> pair_of(at::IntArrayRef value, const char* name, int64_t 
   return {value[0], value[1]};
 }
 
-int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
-  const int64_t room = size + 2 * pad - dilation * (kernel - 1) - 1;
-  TORCH_CHECK(room >= 0, "kernel of ", kernel, " with dilation ", dilation,
+int64_t checked_out_size(int64_t size, int64_t kernel, int64_t stride, int64_t pad,
+                         int64_t dilation) {
+  const int64_t out = out_size(size, kernel, stride, pad, dilation);
+  TORCH_CHECK(out > 0, "kernel of ", kernel, " with dilation ", dilation,
               " does not fit a padded input of ", size + 2 * pad);
-  return room / stride + 1;
+  return out;
 }
 
 Tensor conv_norm_act(const Tensor& x, const Tensor& weight, const c10::optional<Tensor>& bias,
@@ -67,8 +68,8 @@ Tensor conv_norm_act(const Tensor& x, const Tensor& weight, const c10::optional<
   plan.dilation_h = dilation_h, plan.dilation_w = dilation_w;
   plan.src_rows = x.size(2);
   plan.src_cols = x.size(3);
-  plan.out_rows = out_size(x.size(2), plan.kernel_h, stride_h, pad_h, dilation_h);
-  plan.out_cols = out_size(x.size(3), plan.kernel_w, stride_w, pad_w, dilation_w);
+  plan.out_rows = checked_out_size(x.size(2), plan.kernel_h, stride_h, pad_h, dilation_h);
+  plan.out_cols = checked_out_size(x.size(3), plan.kernel_w, stride_w, pad_w, dilation_w);
   plan.pixels = x.size(0) * plan.out_rows * plan.out_cols;
   Tensor out = on_huge_pages(
       at::empty({x.size(0), plan.outputs, plan.out_rows, plan.out_cols},

@@ -12,6 +12,7 @@
 
 #include "huge_pages.h"
 #include "local_aggregation.h"
+#include "work.h"
 
 namespace mmcontext {
 namespace {
@@ -81,8 +82,8 @@ void check_sizes(const Sizes& s, const Geometry& g, const Tensor& map, const Ten
                     " taps and kernel_size ", g.kernel);
   const int64_t out[] = {s.out_rows, s.out_cols};
   for (int i = 0; i < 2; ++i) {
-    const int64_t reach = g.dilation[i] * (g.kernel[i] - 1) + 1;
-    TORCH_CHECK_VALUE(out[i] == (s.x[2 + i] + 2 * g.padding[i] - reach) / g.stride[i] + 1,
+    TORCH_CHECK_VALUE(out[i] > 0 && out[i] == out_size(s.x[2 + i], g.kernel[i], g.stride[i],
+                                                       g.padding[i], g.dilation[i]),
                       "an output of ", s.out_rows, " x ", s.out_cols, " does not follow from x "
                       "of shape ", s.x);
   }

@@ -9,6 +9,13 @@ namespace mmcontext {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Output of a convolution or an aggregation along one axis; 0 where the kernel does not fit.
+inline int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t pad,
+                        int64_t dilation) {
+  const int64_t room = size + 2 * pad - dilation * (kernel - 1) - 1;
+  return room < 0 ? 0 : room / stride + 1;
+}
+
 struct Scratch {
   std::unique_ptr<char[]> data;
   size_t bytes = 0;
