@@ -192,7 +192,7 @@ def test_magnet_is_the_written_formula():
     torch.testing.assert_close(net(x), expected, rtol=1e-12, atol=1e-12)
     # Centres start inside the box, on its newest side when causal.
     causal = layers.MAGNet(1, 3, init_box=0.2, causal=True)
-    assert all(0.8 <= f.mu.min() and f.mu.max() <= 1 for f in causal.filters)
+    assert all(f.mu.min() >= 0.8 and f.mu.max() <= 1 for f in causal.filters)
 
 
 # Point 3 of the design: the kernel is a function, not a table.

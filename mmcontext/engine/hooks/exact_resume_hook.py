@@ -3,8 +3,13 @@ import hashlib
 from typing import Any, Dict, List, Optional
 
 import torch
-from mmengine.dist import (all_gather, all_gather_object, broadcast_object_list, get_rank,
-                           get_world_size)
+from mmengine.dist import (
+    all_gather,
+    all_gather_object,
+    broadcast_object_list,
+    get_rank,
+    get_world_size,
+)
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
