@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from common import COMPILES
 from mmcv.cnn import ConvModule
 from mmengine.registry import init_default_scope
 
@@ -516,6 +517,7 @@ def test_frozen_kernels_compute_the_same(family, causal):
     torch.testing.assert_close(model(x), expected)
 
 
+@COMPILES
 def test_compiles_and_is_never_stale():
     layer = build('SeparableFlexConv', 1, 4, 4, 9).eval()
     compiled = torch.compile(layer, backend='aot_eager')
@@ -527,6 +529,7 @@ def test_compiles_and_is_never_stale():
             layer.mask_width.mul_(2)
 
 
+@COMPILES
 @pytest.mark.parametrize('name', ['SeparableFlexConv', 'CKConv'])
 def test_exports(name):
     layer = build(name, 2, 4, 4, 9).eval()
