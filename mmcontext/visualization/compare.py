@@ -5,26 +5,24 @@ import time
 from typing import Dict, List, Sequence
 
 import torch
+from mmengine.utils import track_iter_progress
 from torch import Tensor
 
 from mmcontext.engine.flops import config_complexity
-from mmcontext.visualization.networks import Network
-from mmcontext.visualization.receptive_field import (
-    areas,
-    effective_receptive_field,
-    stage_features,
-)
+from mmcontext.visualization.networks import Network, channels_of, settle
+from mmcontext.visualization.receptive_field import areas, field_of
 
 COLUMNS = ('network', 'params_m', 'flops_g', 'latency_ms', 'images_per_s', 'memory_mb',
            'field_50_px', 'field_90_px')
 
 
-def latencies(networks: Sequence[Network], batch: Tensor, rounds: int) -> List[float]:
+def latencies(networks: Sequence[Network], batches: Sequence[Tensor],
+              rounds: int) -> List[float]:
     """Median seconds of a pass through each backbone, run in turn so that all share the noise."""
     times = [[] for _ in networks]
     with torch.inference_mode():
-        for index in range(rounds + 1):
-            for network, record in zip(networks, times):
+        for index in track_iter_progress(range(rounds + 1)):
+            for network, batch, record in zip(networks, batches, times):
                 start = time.perf_counter()
                 network.backbone(batch)
                 if batch.is_cuda:
@@ -85,16 +83,19 @@ def compare(networks: Sequence[Network], size: int, batch: int = 8, rounds: int 
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     for network in networks:
         network.model.to(device)
-    images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
-    images = images.to(device)
-    single = latencies(networks, images[:1], rounds)
-    many = latencies(networks, images, max(rounds // 2, 1))
+    inputs = [torch.randn(batch, channels_of(network), size, size, device=device,
+                          generator=torch.Generator(device).manual_seed(0))
+              for network in networks]
+    for network, images in zip(networks, inputs):
+        if not network.trained:
+            settle(network.backbone, images)
+    single = latencies(networks, [images[:1] for images in inputs], rounds)
+    many = latencies(networks, inputs, max(rounds // 2, 1))
     rows = []
-    for network, one, all_of_them in zip(networks, single, many):
+    for network, images, one, all_of_them in zip(networks, inputs, single, many):
         counts = config_complexity(network.cfg, (size, size))
         memory = training_memory(network, images)
-        field = areas(effective_receptive_field(
-            stage_features(network.backbone), list(images[:fields].split(1))), (0.5, 0.9))
+        field = areas(field_of(network, images[:fields]), (0.5, 0.9))
         rows.append(dict(zip(COLUMNS, (
             network.label, round(counts.params / 1e6, 3), round(counts.flops / 1e9, 3),
             round(1e3 * one, 2), round(batch / all_of_them, 1), round(memory / 2**20, 1),

@@ -10,13 +10,14 @@ import sys
 
 import torch
 from matplotlib.ticker import AutoLocator
+from mmengine.utils import track_iter_progress
 
 from mmcontext.utils.cli import run
 from mmcontext.utils.errors import UserError
-from mmcontext.visualization.command_line import images_of, load, make_parser
+from mmcontext.visualization.command_line import inputs_of, load, make_parser, positive
 from mmcontext.visualization.dynamic_kernels import KINDS, dynamic_kernels
 from mmcontext.visualization.figures import new_figure, save_figure, show_map
-from mmcontext.visualization.networks import pick_layer, recorded_inputs, to_input
+from mmcontext.visualization.networks import pick_layer, recorded_inputs
 
 
 def pixel(text: str) -> tuple:
@@ -33,20 +34,20 @@ def main() -> None:
     parser.add_argument('--pixels', nargs='+', type=pixel, metavar='ROW,COLUMN',
                         default=[(0.5, 0.5), (0.25, 0.25), (0.75, 0.6)],
                         help='shares of height and width, 0 to 1')
-    parser.add_argument('--groups', type=int, default=4, help='kernels shown at each pixel')
+    parser.add_argument('--groups', type=positive, default=4, help='kernels shown at each pixel')
     args = parser.parse_args()
     [network] = load(args)
     name, layer = pick_layer(network.model, KINDS, args.layer)
-    image = images_of(args, network)[0]
+    [image], x = inputs_of(args, network)
     with recorded_inputs(layer) as inputs, torch.no_grad():
-        network.backbone(to_input(network, image))
+        network.backbone(x)
     if layer not in inputs:
         raise UserError(f'layer {name} was not run')
     made = dynamic_kernels(layer, inputs[layer])
     groups = min(args.groups, len(made.kernels))
     height, width = made.energy.shape
     figure, axes = new_figure(len(args.pixels), groups + 2, side=1.5)
-    for row, (down, right) in enumerate(args.pixels):
+    for row, (down, right) in enumerate(track_iter_progress(args.pixels)):
         y, x = int(down * height), int(right * width)
         axes[row, 0].imshow(image)
         axes[row, 0].plot(right * image.shape[1], down * image.shape[0], 'r+', markersize=14)

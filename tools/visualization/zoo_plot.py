@@ -7,6 +7,7 @@
 import sys
 
 from matplotlib.ticker import AutoLocator
+from mmengine.utils import track_iter_progress
 
 from mmcontext.utils.cli import run
 from mmcontext.visualization.command_line import make_parser
@@ -24,7 +25,7 @@ def main() -> None:
     if args.latency:
         quantities.append(('latency', 'measured latency (ms)'))
     figure, axes = new_figure(1, len(quantities), side=4)
-    for axis, (quantity, label) in zip(axes[0], quantities):
+    for axis, (quantity, label) in zip(axes[0], track_iter_progress(quantities)):
         axis.xaxis.set_major_locator(AutoLocator())
         axis.yaxis.set_major_locator(AutoLocator())
         for family in sorted({point.family for point in points}):
