@@ -46,24 +46,29 @@ def main() -> None:
     made = dynamic_kernels(layer, inputs[layer])
     groups = min(args.groups, len(made.kernels))
     height, width = made.energy.shape
-    figure, axes = new_figure(len(args.pixels), groups + 2, side=1.5)
+    extra = made.gate if made.gate is not None else made.attention
+    rows = max(len(args.pixels), 1 if extra is None else 2)
+    figure, axes = new_figure(rows, groups + 2, side=1.5)
+    for axis in axes[1:].flat:
+        axis.set_axis_off()
     for row, (down, right) in enumerate(track_iter_progress(args.pixels)):
         y, x = int(down * height), int(right * width)
+        for axis in axes[row, :-1]:
+            axis.set_axis_on()
         axes[row, 0].imshow(image)
         axes[row, 0].plot(right * image.shape[1], down * image.shape[0], 'r+', markersize=14)
         axes[row, 0].set_title(f'pixel {y}, {x} of {height}x{width}', fontsize=7)
         for group in range(groups):
             show_map(axes[row, group + 1], made.kernels[group, :, :, y, x].numpy(),
                      f'kernel {group}', signed=True)
+        axes[0, -1].plot(x, y, 'r+', markersize=8)
     show_map(axes[0, -1], made.energy.numpy(), 'energy')
-    extra = made.gate if made.gate is not None else made.attention
-    for axis in axes[1:, -1]:
-        axis.set_axis_off()
-    if extra is not None and len(axes) > 1:
+    if extra is not None:
         axes[1, -1].set_axis_on()
         axes[1, -1].bar(range(len(extra)), extra.numpy(), width=1)
         axes[1, -1].set_title('gate' if made.gate is not None else 'weight of dynamic context',
                               fontsize=7)
+        axes[1, -1].set_xlabel('channel', fontsize=6)
         axes[1, -1].tick_params(labelsize=6)
         axes[1, -1].yaxis.set_major_locator(AutoLocator())
     figure.suptitle(f'{network.label}, {name}', fontsize=8)

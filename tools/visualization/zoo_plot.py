@@ -28,14 +28,14 @@ def main() -> None:
     for axis, (quantity, label) in zip(axes[0], track_iter_progress(quantities)):
         axis.xaxis.set_major_locator(AutoLocator())
         axis.yaxis.set_major_locator(AutoLocator())
-        for family in sorted({point.family for point in points}):
+        for index, family in enumerate(sorted({point.family for point in points})):
             line = sorted((getattr(point, quantity), point.top1) for point in points
                           if point.family == family and getattr(point, quantity) is not None)
             if line:
-                axis.plot(*zip(*line), marker='o', label=family)
+                axis.plot(*zip(*line), marker='o', label=family, color=f'C{index}')
         axis.set_xlabel(label)
         axis.set_ylabel('ImageNet top-1, paper (%)')
-    axes[0, 0].legend(fontsize=7)
+    axes[0, 0].legend(fontsize=6, loc='lower right', ncols=2)
     save_figure(figure, args.out)
 
 
