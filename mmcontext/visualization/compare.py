@@ -2,29 +2,28 @@
 import csv
 import statistics
 import time
-from typing import Dict, List, Sequence
+from typing import Dict, List, Optional, Sequence
 
 import torch
+from mmengine.utils import track_iter_progress
 from torch import Tensor
 
 from mmcontext.engine.flops import config_complexity
-from mmcontext.visualization.networks import Network
-from mmcontext.visualization.receptive_field import (
-    areas,
-    effective_receptive_field,
-    stage_features,
-)
+from mmcontext.utils.errors import UserError
+from mmcontext.visualization.networks import Network, channels_of, settle
+from mmcontext.visualization.receptive_field import areas, field_of
 
 COLUMNS = ('network', 'params_m', 'flops_g', 'latency_ms', 'images_per_s', 'memory_mb',
            'field_50_px', 'field_90_px')
 
 
-def latencies(networks: Sequence[Network], batch: Tensor, rounds: int) -> List[float]:
+def latencies(networks: Sequence[Network], batches: Sequence[Tensor],
+              rounds: int) -> List[float]:
     """Median seconds of a pass through each backbone, run in turn so that all share the noise."""
     times = [[] for _ in networks]
     with torch.inference_mode():
-        for index in range(rounds + 1):
-            for network, record in zip(networks, times):
+        for index in track_iter_progress(range(rounds + 1)):
+            for network, batch, record in zip(networks, batches, times):
                 start = time.perf_counter()
                 network.backbone(batch)
                 if batch.is_cuda:
@@ -66,7 +65,7 @@ def training_memory(network: Network, x: Tensor) -> int:
 
 
 def compare(networks: Sequence[Network], size: int, batch: int = 8, rounds: int = 5,
-            fields: int = 2) -> List[dict]:
+            fields: Optional[Sequence[Tensor]] = None) -> List[dict]:
     """One row for each network.
 
     Args:
@@ -74,7 +73,8 @@ def compare(networks: Sequence[Network], size: int, batch: int = 8, rounds: int 
         size: Side of the images in pixels.
         batch: Images for throughput and memory. Latency is for one.
         rounds: Timings of which the median is taken.
-        fields: Images of noise for the receptive field of the last stage.
+        fields: For each network the images, [B, C, H, W], for the receptive field of its last
+            stage; None for two of noise, to which a trained network may be blind.
 
     Returns:
         Dicts with the keys :data:`COLUMNS`: parameters in millions, multiply-adds in billions
@@ -85,16 +85,25 @@ def compare(networks: Sequence[Network], size: int, batch: int = 8, rounds: int 
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     for network in networks:
         network.model.to(device)
-    images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
-    images = images.to(device)
-    single = latencies(networks, images[:1], rounds)
-    many = latencies(networks, images, max(rounds // 2, 1))
+    inputs = [torch.randn(batch, channels_of(network), size, size, device=device,
+                          generator=torch.Generator(device).manual_seed(0))
+              for network in networks]
+    for network, images in zip(networks, inputs):
+        if not network.trained:
+            settle(network.backbone, images)
+    single = latencies(networks, [images[:1] for images in inputs], rounds)
+    many = latencies(networks, inputs, max(rounds // 2, 1))
+    fields = [images[:2] for images in inputs] if fields is None else fields
     rows = []
-    for network, one, all_of_them in zip(networks, single, many):
+    for network, images, seen, one, all_of_them in zip(networks, inputs, fields, single, many):
         counts = config_complexity(network.cfg, (size, size))
+        try:
+            # (Before the pass of training, which changes the norms.)
+            field = areas(field_of(network, seen.to(device)), (0.5, 0.9))
+        except ValueError as error:
+            raise UserError(f'{network.label}: {error} '
+                            '(of noise, where no --image is given)') from error
         memory = training_memory(network, images)
-        field = areas(effective_receptive_field(
-            stage_features(network.backbone), list(images[:fields].split(1))), (0.5, 0.9))
         rows.append(dict(zip(COLUMNS, (
             network.label, round(counts.params / 1e6, 3), round(counts.flops / 1e9, 3),
             round(1e3 * one, 2), round(batch / all_of_them, 1), round(memory / 2**20, 1),

@@ -52,7 +52,7 @@ def save_figure(figure, path: str) -> None:
     """
     from matplotlib import pyplot
     try:
-        figure.savefig(path, dpi=110)
+        figure.savefig(path, dpi=110, bbox_inches='tight')
     except (OSError, ValueError) as error:
         raise UserError(f'cannot write --out {path}: {error}') from error
     finally:

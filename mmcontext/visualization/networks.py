@@ -3,6 +3,7 @@ import os.path as osp
 from contextlib import contextmanager
 from typing import Dict, Iterator, NamedTuple, Optional, Sequence, Tuple, Type, Union
 
+import cv2
 import mmcv
 import numpy as np
 import torch
@@ -21,10 +22,18 @@ _WEIGHTS = ('.pth', '.safetensors')
 
 
 class Network(NamedTuple):
-    """A network in eval mode, without gradients of its parameters."""
+    """A network in eval mode, without gradients of its parameters.
+
+    Attributes:
+        label (str): What the pictures call it.
+        cfg (Config): Its config.
+        model (nn.Module): The whole model.
+        trained (bool): Whether weights were loaded.
+    """
     label: str
     cfg: Config
     model: nn.Module
+    trained: bool = True
 
     @property
     def backbone(self) -> nn.Module:
@@ -36,14 +45,19 @@ def find_config(name: str) -> Config:
     """The config of a file, of a name of this zoo, or of a name of mmpretrain's.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or it cannot be read.
     """
     if name.endswith('.py'):
         if not osp.isfile(name):
             raise UserError(f'config {name} does not exist')
-        return Config.fromfile(name)
+        try:
+            return Config.fromfile(name)
+        except (ImportError, SyntaxError, OSError, ValueError) as error:
+            raise UserError(f'config {name} cannot be read: {error}') from error
     try:
         return get_config(name)
+    except ImportError as error:
+        raise UserError(str(error)) from error
     except ValueError as error:
         try:
             from mmpretrain.apis.model import ModelHub
@@ -53,23 +67,33 @@ def find_config(name: str) -> Config:
 
 
 @torch.no_grad()
-def settle(backbone: nn.Module, in_channels: int) -> None:
+def settle(backbone: nn.Module, x: Tensor) -> None:
     """Make an untrained backbone fit to be looked at.
 
     Norms that start at zero, and would hide what stands before them, start at one; and all take
-    the statistics of a batch of noise, without which products of features with kernels made of
-    them grow from layer to layer until they overflow.
+    the statistics of the images that are to be looked at. With others, products of features with
+    kernels made of them grow or shrink from layer to layer until nothing is left of the numbers.
+
+    Args:
+        backbone: In eval mode.
+        x: The images, [B, C, H, W].
     """
+    def take(norm: nn.Module, args: Tuple[Tensor]) -> None:
+        values = args[0].transpose(0, 1).flatten(1)
+        if values.shape[1] > 1:
+            norm.running_mean.copy_(values.mean(1))
+            norm.running_var.copy_(values.var(1, unbiased=False))
+
     norms = [module for module in backbone.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = 1.
         if not norm.weight.any():
             nn.init.ones_(norm.weight)
-    backbone.train()
-    backbone(torch.randn(4, in_channels, 64, 64, generator=torch.Generator().manual_seed(0)))
-    for norm, momentum in zip(norms, momenta):
-        norm.momentum = momentum
+    handles = [norm.register_forward_pre_hook(take) for norm in norms]
+    try:
+        backbone(x)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def load_network(spec: str) -> Network:
@@ -78,7 +102,7 @@ def load_network(spec: str) -> Network:
     Args:
         spec: ``CONFIG``, ``CONFIG=CHECKPOINT`` or ``CHECKPOINT``, where CONFIG is a file or a
             name of the zoo (of mmpretrain's, too), and a checkpoint of training holds its own
-            config. Without weights the network is as initialised, and :func:`settle` is run.
+            config. Without weights the network is as initialised, see :func:`settle`.
 
     Raises:
         UserError: There is no such config, or the checkpoint does not fit.
@@ -96,29 +120,35 @@ def load_network(spec: str) -> Network:
         checkpoint = load_checkpoint_file(weights, map_location='cpu') if weights else None
         cfg = find_config(name)
         label = osp.splitext(osp.basename(name))[0]
+    if 'backbone' not in cfg.get('model', {}):
+        raise UserError(f'{name} is not the config of a network with a backbone')
+    if 'Pretrained' in str(cfg.model.backbone.get('init_cfg')):
+        # What the training of a detector starts from is not fetched.
+        cfg.model.backbone.init_cfg = None
     cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
-    model = build_model(cfg)
     if checkpoint is None:
-        initialise(model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # the same picture every time
+            model = initialise(build_model(cfg))
         label += ', untrained'
-        if (cfg.model.get('neck') or {}).get('dim', 2) == 2:
-            settle(model.backbone, cfg.model.backbone.get('in_channels', 3))
     else:
+        model = build_model(cfg)
         state = checkpoint.get('state_dict', checkpoint)
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
             raise CheckpointError(f'checkpoint {weights} does not fit {name}: '
                                   f'{" ".join(str(error).split())[:300]}') from error
-    return Network(label, cfg, model.eval().requires_grad_(False))
+    return Network(label, cfg, model.eval().requires_grad_(False), checkpoint is not None)
 
 
 def input_size(cfg: Config) -> int:
-    """Side of the images in the test pipeline of a config; 224 where it names none."""
+    """Side of the images in the test pipeline of a config, the shorter one; 224 where it names
+    none."""
     for step in reversed(cfg.get('test_pipeline') or ()):
         size = step.get('crop_size', step.get('scale'))
         if size:
-            return size if isinstance(size, int) else size[0]
+            return size if isinstance(size, int) else min(size)
     return 224
 
 
@@ -135,9 +165,15 @@ def read_image(path: str, size: int) -> np.ndarray:
     Raises:
         UserError: There is no image.
     """
-    image = mmcv.imread(path, channel_order='rgb') if osp.isfile(path) else None
+    if not osp.isfile(path):
+        raise UserError(f'image {path} does not exist')
+    try:
+        image = mmcv.imread(path, channel_order='rgb')
+    except cv2.error:  # of nothing, which is what it reads from a damaged file
+        image = None
     if image is None:
-        raise UserError(f'image {path} does not exist or is no image')
+        raise UserError(f'image {path} is damaged or of an unknown kind '
+                        f'({osp.getsize(path)} bytes)')
     height, width = image.shape[:2]
     scale = size / min(height, width)
     width, height = max(size, round(width * scale)), max(size, round(height * scale))
@@ -145,6 +181,20 @@ def read_image(path: str, size: int) -> np.ndarray:
                           interpolation='bicubic' if scale > 1 else 'area')
     top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
     return image[top:top + size, left:left + size]
+
+
+def channels_of(network: Network) -> int:
+    """Channels of the images that a network takes: 3, or 1 for grey ones.
+
+    Raises:
+        UserError: It is not one for images.
+    """
+    channels = network.cfg.model.backbone.get('in_channels', 3)
+    dim = (network.cfg.model.get('neck') or {}).get('dim', 2)
+    if channels not in (1, 3) or dim != 2:
+        raise UserError(f'{network.label} does not take images, but inputs of {channels} channels '
+                        f'and {dim} dimensions')
+    return channels
 
 
 def to_input(network: Network, images: Union[np.ndarray, Sequence[np.ndarray]]) -> Tensor:
@@ -155,15 +205,21 @@ def to_input(network: Network, images: Union[np.ndarray, Sequence[np.ndarray]]) 
         images: [H, W, 3], or several.
 
     Returns:
-        Float [B, 3, H, W].
+        Float [B, 3, H, W]; [B, 1, H, W], the mean of the colours, for a network of grey images.
+
+    Raises:
+        UserError: The network is not one for images.
     """
     cfg = network.cfg.model.get('data_preprocessor') or {}
+    channels = channels_of(network)
     batch = np.asarray(images, dtype=np.float32)
     batch = batch if batch.ndim == 4 else batch[None]
-    if not (cfg.get('to_rgb') or cfg.get('bgr_to_rgb')):
+    if channels == 1:
+        batch = batch.mean(-1, keepdims=True)
+    elif not (cfg.get('to_rgb') or cfg.get('bgr_to_rgb')):
         batch = batch[..., ::-1]
-    mean = np.asarray(cfg.get('mean') or [0.] * 3, dtype=np.float32)
-    std = np.asarray(cfg.get('std') or [1.] * 3, dtype=np.float32)
+    mean = np.asarray(cfg.get('mean') or [0.] * channels, dtype=np.float32)
+    std = np.asarray(cfg.get('std') or [1.] * channels, dtype=np.float32)
     return torch.from_numpy(((batch - mean) / std).transpose(0, 3, 1, 2).copy())
 
 

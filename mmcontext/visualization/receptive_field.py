@@ -10,6 +10,8 @@ import torch
 from mmengine.utils import track_iter_progress
 from torch import Tensor, nn
 
+from mmcontext.visualization.networks import Network, settle
+
 SHARES = (0.5, 0.9, 0.99)
 
 
@@ -61,6 +63,40 @@ def stage_features(backbone: nn.Module, stage: int = -1) -> Callable[[Tensor], T
         return levels[stage]
 
     return features
+
+
+def field_of(network: Network, x: Tensor, stage: int = -1) -> Tensor:
+    """The effective receptive field of a network.
+
+    The norms of an untrained one hold the statistics of the image at hand, and all is in float64:
+    a network whose layers multiply features with kernels, and these with a gate, raises
+    differences to the power of its depth.
+
+    Args:
+        network: Its backbone is looked at.
+        x: Images as it takes them, [B, C, H, W].
+        stage: See :func:`stage_features`.
+
+    Returns:
+        [H, W], float64, adding up to 1.
+
+    Raises:
+        ValueError: See :func:`effective_receptive_field` and :func:`stage_features`.
+    """
+    features = stage_features(network.backbone, stage)
+    if network.trained:
+        return effective_receptive_field(features, x.split(1))
+
+    def settled(image: Tensor) -> Tensor:
+        settle(network.backbone, image)
+        return features(image)
+
+    dtype = x.dtype
+    network.backbone.double()
+    try:
+        return effective_receptive_field(settled, x.double().split(1))
+    finally:
+        network.backbone.to(dtype)
 
 
 def square_that_holds(field: Tensor, share: float) -> Tuple[int, float]:

@@ -1,7 +1,7 @@
 """Backbone, mean pooling and a linear layer as one plain PyTorch module."""
 import functools
 import math
-from typing import List, NamedTuple, Optional, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence, Union
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
@@ -16,27 +16,28 @@ _IMAGENET_MEAN = (123.675, 116.28, 103.53)
 _IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
-class FeatureLevel(NamedTuple):
-    """A level of features: its number of channels, and its stride in pixels of the image."""
-    num_chs: int
-    reduction: int
-    module: str
-
-
 class FeatureInfo(tuple):
-    """Levels of features, with the methods that users of timm know."""
+    """Levels of features, with the methods that users of timm know.
+
+    A level is a dict of ``num_chs``, its channels, ``reduction``, its stride in pixels of the
+    image, and ``module``, the part of the backbone that it comes from.
+    """
+
+    def get_dicts(self) -> List[Dict[str, Any]]:
+        """All that is known of every level."""
+        return [dict(level) for level in self]
 
     def channels(self) -> List[int]:
         """Channels of every level."""
-        return [level.num_chs for level in self]
+        return [level['num_chs'] for level in self]
 
     def reduction(self) -> List[int]:
         """Stride of every level."""
-        return [level.reduction for level in self]
+        return [level['reduction'] for level in self]
 
     def module_name(self) -> List[str]:
         """Module of the backbone that every level comes from."""
-        return [level.module for level in self]
+        return [level['module'] for level in self]
 
 
 def _side(size: Union[int, Sequence[int], None]) -> Optional[int]:
@@ -53,8 +54,8 @@ def default_cfg(entry: Entry, settings: Config) -> dict:
 
     Returns:
         timm's ``default_cfg``: architecture, num_classes, input_size (channels, height, width),
-        mean and std (of values from 0 to 1), crop_pct, interpolation, classifier, and
-        ``first_conv`` where it can be adapted to other channels. Sequences have no size.
+        mean and std (of values from 0 to 1), crop_pct, interpolation and classifier. Sequences
+        have no size.
     """
     backbone, head = settings.model.backbone, settings.model.head
     preprocessor = settings.get('data_preprocessor', {})
@@ -79,8 +80,15 @@ def default_cfg(entry: Entry, settings: Config) -> dict:
         input_size=(channels, ) + ((size, size) if size else ()), crop_pct=round(crop, 3),
         mean=mean and tuple(round(value / 255, 6) for value in mean),
         std=std and tuple(round(value / 255, 6) for value in std),
-        interpolation=interpolation, classifier='head.fc',
-        first_conv='backbone.stem.0.conv' if 'depth' in backbone else None)
+        interpolation=interpolation, classifier='head.fc')
+
+
+def first_convolution(backbone: nn.Module) -> Optional[str]:
+    """Name of the convolution that reads the image; None where a continuous kernel does."""
+    if isinstance(backbone, CCNN):
+        return None
+    return next(name for name, module in backbone.named_modules()
+                if isinstance(module, nn.Conv2d))
 
 
 class _Head(nn.Module):
@@ -98,29 +106,45 @@ class _Head(nn.Module):
         return self.fc(self.dropout(x))
 
 
-def _check_classes(num_classes: int) -> None:
+_POOLS = {
+    'avg': lambda x: x.flatten(2).mean(-1),
+    'max': lambda x: x.flatten(2).amax(-1),
+    '': lambda x: x,
+}
+
+
+def _check_head(num_classes: int, global_pool: str) -> None:
     if not isinstance(num_classes, int) or num_classes < 0:
         raise ValueError(f'num_classes must be a number of classes or 0, got {num_classes!r}')
+    if global_pool not in _POOLS:
+        raise ValueError(f"global_pool must be 'avg', 'max' or '', got {global_pool!r}")
+    if num_classes and not global_pool:
+        raise ValueError(f"global_pool='' leaves no vector for a linear layer: it needs "
+                         f'num_classes=0, got {num_classes}')
 
 
 def feature_info(backbone: nn.Module) -> FeatureInfo:
     """Channels and strides of the levels that a backbone returns."""
     if isinstance(backbone, CCNN):
         stride = backbone.pool.kernel_size**len(backbone.pools)
-        return FeatureInfo([FeatureLevel(backbone.out_channels, stride, 'blocks')])
+        return FeatureInfo([dict(num_chs=backbone.out_channels, reduction=stride,
+                                 module='blocks')])
     if isinstance(backbone, ContextResNet):
         strides = backbone.feature_strides
         channels = backbone.feature_channels
     else:  # a ResNet of an mm library, which has the same names
         strides = [4 * math.prod(backbone.strides[:i + 1]) for i in range(4)]
         channels = [backbone.feat_dim // 2**(3 - i) for i in range(4)]
-    return FeatureInfo(FeatureLevel(channels[i], strides[i], f'layer{i + 1}')
-                       for i in backbone.out_indices)
+    return FeatureInfo(dict(num_chs=channels[i], reduction=strides[i], module=f'layer{i + 1}')
+                       for i in sorted(backbone.out_indices))
 
 
 def _build_backbone(entry: Entry, cfg: dict, options: dict) -> nn.Module:
     """The backbone of a config, initialised."""
     cfg = {**cfg, **options}
+    channels = cfg.get('in_channels', 3)
+    if not isinstance(channels, int) or channels < 1:
+        raise ValueError(f'in_channels must be a positive number of channels, got {channels!r}')
     scope = {'detection': 'mmdet', 'segmentation': 'mmseg'}.get(entry.task, 'mmengine')
     if entry.task == 'classification' and '.' not in cfg['type']:
         scope = 'mmpretrain'  # the plain ResNet to compare with
@@ -135,7 +159,17 @@ def _build_backbone(entry: Entry, cfg: dict, options: dict) -> nn.Module:
     return initialise(backbone)
 
 
-class ZooClassifier(nn.Module):
+class _ZooNetwork(nn.Module):
+    """What classifiers and extractors of features have in common: a backbone."""
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether blocks are run again in backward, which saves memory."""
+        for module in self.backbone.modules():
+            if hasattr(module, 'with_cp'):
+                module.with_cp = enable
+
+
+class ZooClassifier(_ZooNetwork):
     """A classifier of the zoo without mmpretrain, with timm's attributes and methods.
 
     The entries of its state dict have the names that the same network has in mmpretrain
@@ -145,17 +179,23 @@ class ZooClassifier(nn.Module):
         entry: Network of the zoo.
         num_classes: Classes; None for those of the config, 0 for no linear layer.
         in_channels: Channels of the input; None for those of the config.
+        global_pool: What becomes of the last feature map: 'avg' (default), 'max', or '' for
+            nothing, which needs ``num_classes=0``.
+        drop_rate: Dropout before the linear layer; None for the config's.
         **backbone_options: Arguments of the backbone in place of the config's.
 
     Attributes:
         num_classes, num_features: Outputs and inputs of the linear layer.
-        default_cfg (dict): See :func:`default_cfg`; ``pretrained_cfg`` is the same.
+        global_pool (str): As given.
+        default_cfg (dict): See :func:`default_cfg`, and ``first_conv``, the name of the first
+            convolution. ``pretrained_cfg`` is the same.
 
     Shape: [B, in_channels, *size] -> [B, num_classes].
     """
 
     def __init__(self, entry: Entry, num_classes: Optional[int] = None,
-                 in_channels: Optional[int] = None, **backbone_options) -> None:
+                 in_channels: Optional[int] = None, global_pool: str = 'avg',
+                 drop_rate: Optional[float] = None, **backbone_options) -> None:
         super().__init__()
         settings = read_settings(entry.config, 'model', 'data_preprocessor', 'test_pipeline')
         self.default_cfg = self.pretrained_cfg = default_cfg(entry, settings)
@@ -163,10 +203,13 @@ class ZooClassifier(nn.Module):
             backbone_options['in_channels'] = in_channels
         self.backbone = _build_backbone(entry, settings.model.backbone.to_dict(),
                                         backbone_options)
-        self.num_features = feature_info(self.backbone)[-1].num_chs
+        first = first_convolution(self.backbone)
+        self.default_cfg['first_conv'] = first and f'backbone.{first}'
+        self.num_features = feature_info(self.backbone).channels()[-1]
         self.num_classes = self.default_cfg['num_classes'] if num_classes is None else num_classes
-        _check_classes(self.num_classes)
-        self._drop_rate = settings.model.head.get('dropout', 0.)
+        self.global_pool = global_pool
+        _check_head(self.num_classes, global_pool)
+        self._drop_rate = settings.model.head.get('dropout', 0.) if drop_rate is None else drop_rate
         self.head = _Head(self.num_features, self.num_classes, self._drop_rate)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -174,8 +217,8 @@ class ZooClassifier(nn.Module):
         return self.backbone(x)[-1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits [B, num_classes] of a feature map; with ``pre_logits`` its mean alone."""
-        x = x.flatten(2).mean(-1)
+        """Logits [B, num_classes] of a feature map; with ``pre_logits`` it is only pooled."""
+        x = _POOLS[self.global_pool](x)
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -185,22 +228,36 @@ class ZooClassifier(nn.Module):
         """The linear layer."""
         return self.head.fc
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new linear layer for that many classes; 0 for none."""
-        _check_classes(num_classes)
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+        """A new linear layer for that many classes; 0 for none. See also ``global_pool``."""
+        global_pool = self.global_pool if global_pool is None else global_pool
+        _check_head(num_classes, global_pool)
         reference = next(self.parameters())
-        self.num_classes = num_classes
+        self.num_classes, self.global_pool = num_classes, global_pool
         self.head = _Head(self.num_features, num_classes, self._drop_rate).to(
             reference.device, reference.dtype)
 
 
-class ZooFeatures(nn.Module):
+def _stages(out_indices: Union[int, Sequence[int], None], num_stages: int) -> Sequence[int]:
+    """Stages counted from 0; negative ones are counted from the last."""
+    if out_indices is None:
+        return tuple(range(num_stages))
+    if isinstance(out_indices, int):
+        out_indices = (out_indices, )
+    if not all(isinstance(index, int) and -num_stages <= index < num_stages
+               for index in out_indices):
+        raise ValueError(f'out_indices must be stages 0 to {num_stages - 1}, or -1 to '
+                         f'-{num_stages} from the last, got {out_indices!r}')
+    return tuple(index % num_stages for index in out_indices)
+
+
+class ZooFeatures(_ZooNetwork):
     """The backbone of a network of the zoo, which returns a list of feature maps.
 
     Args:
         entry: Network of the zoo, of any task.
         in_channels: Channels of the input; None for those of the config.
-        out_indices: Stages, 0 to 3; None for all of them.
+        out_indices: Stages, 0 to 3, or -1 for the last; None for all of them.
         **backbone_options: Arguments of the backbone in place of the config's.
 
     Attributes:
@@ -210,7 +267,8 @@ class ZooFeatures(nn.Module):
     """
 
     def __init__(self, entry: Entry, in_channels: Optional[int] = None,
-                 out_indices: Optional[Sequence[int]] = None, **backbone_options) -> None:
+                 out_indices: Union[int, Sequence[int], None] = None,
+                 **backbone_options) -> None:
         super().__init__()
         # What a detector's backbone is may stand in the library's own files.
         settings = read_settings(entry.config, 'model') if entry.task == 'classification' else \
@@ -219,7 +277,8 @@ class ZooFeatures(nn.Module):
         if in_channels is not None:
             backbone_options['in_channels'] = in_channels
         if cfg['type'] != 'mmcontext.CCNN':
-            backbone_options['out_indices'] = (0, 1, 2, 3) if out_indices is None else out_indices
+            num_stages = {**cfg, **backbone_options}.get('num_stages', 4)
+            backbone_options['out_indices'] = _stages(out_indices, num_stages)
         elif out_indices is not None:
             raise ValueError(f'{entry.name} has one level of features, at full resolution: leave '
                              f'out out_indices, got {out_indices!r}')

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmcontext.utils.checkpoint import load_checkpoint_file
 from mmcontext.utils.errors import CheckpointError
-from mmcontext.zoo.classifier import ZooClassifier, ZooFeatures
+from mmcontext.zoo.classifier import ZooClassifier, ZooFeatures, first_convolution
 from mmcontext.zoo.index import Entry, find
 
 logger = logging.getLogger('mmcontext')
@@ -18,8 +18,10 @@ _LISTED = 5
 
 
 def create_model(name: str, num_classes: Optional[int] = None, in_channels: Optional[int] = None,
-                 features_only: bool = False, out_indices: Optional[Sequence[int]] = None,
-                 pretrained: Union[str, os.PathLike, None] = None,
+                 features_only: bool = False,
+                 out_indices: Union[int, Sequence[int], None] = None,
+                 pretrained: Union[str, os.PathLike, None] = None, global_pool: str = 'avg',
+                 drop_rate: Optional[float] = None,
                  **backbone_options) -> Union[ZooClassifier, ZooFeatures]:
     """A network of the zoo as a plain PyTorch module; no mm library beside mmengine and mmcv.
 
@@ -29,10 +31,14 @@ def create_model(name: str, num_classes: Optional[int] = None, in_channels: Opti
         in_channels: Channels of the input; None for those of the config.
         features_only: Return the feature maps of the stages as a list; also for the names of
             detectors and segmentors, whose backbone that is.
-        out_indices: Stages to return, 0 to 3; None for all. For ``features_only``.
+        out_indices: Stages to return, 0 to 3, or -1 for the last; None for all, the earliest
+            first. For ``features_only``.
         pretrained: Checkpoint (of mmpretrain's training, converted from the authors', or
-            safetensors), or a folder with one. The first convolution is adapted to another
+            safetensors), or a folder with one; None or False for none. The first convolution is adapted to another
             number of channels and the linear layer starts anew for other classes, as timm does.
+        global_pool: What becomes of the last feature map: 'avg' (default), 'max', or '' for
+            nothing, which needs ``num_classes=0``.
+        drop_rate: Dropout before the linear layer; None for the config's.
         **backbone_options: Arguments of the backbone in place of the config's, such as
             ``base_channels``, ``drop_path_rate`` or ``output_stride``.
 
@@ -45,8 +51,11 @@ def create_model(name: str, num_classes: Optional[int] = None, in_channels: Opti
     """
     entry = find(name)
     if features_only:
-        if num_classes is not None:
-            raise ValueError(f'num_classes={num_classes!r} has no meaning with features_only')
+        of_the_head = dict(num_classes=(num_classes, None), global_pool=(global_pool, 'avg'),
+                           drop_rate=(drop_rate, None))
+        for argument, (value, default) in of_the_head.items():
+            if value != default:
+                raise ValueError(f'{argument}={value!r} has no meaning with features_only')
         model = ZooFeatures(entry, in_channels, out_indices, **backbone_options)
     elif entry.task != 'classification':
         raise ValueError(f'{entry.name} is a network for {entry.task}: features_only=True gives '
@@ -54,8 +63,9 @@ def create_model(name: str, num_classes: Optional[int] = None, in_channels: Opti
     elif out_indices is not None:
         raise ValueError(f'out_indices={out_indices!r} needs features_only=True')
     else:
-        model = ZooClassifier(entry, num_classes, in_channels, **backbone_options)
-    if pretrained is not None:
+        model = ZooClassifier(entry, num_classes, in_channels, global_pool, drop_rate,
+                              **backbone_options)
+    if pretrained is not None and pretrained is not False:
         load_pretrained(model, entry, pretrained)
     return model
 
@@ -102,15 +112,14 @@ def adapt_channels(weight: Tensor, in_channels: int) -> Tensor:
 def _fitted(state: Dict[str, Tensor], model: nn.Module) -> Dict[str, Tensor]:
     """The entries with first convolution and linear layer for this model."""
     state, wanted = dict(state), model.state_dict()
+    first = f'backbone.{first_convolution(model.backbone)}.weight'
+    if first in state and first in wanted and state[first].shape[2:] == wanted[first].shape[2:]:
+        channels = wanted[first].shape[1]
+        if state[first].shape[1] != channels:
+            state[first] = adapt_channels(state[first], channels)
     if isinstance(model, ZooFeatures):
         state = {key: value for key, value in state.items() if key.startswith('backbone.')}
     else:
-        first = f'{model.default_cfg["first_conv"]}.weight'
-        if first in state and first in wanted and \
-                state[first].shape[2:] == wanted[first].shape[2:]:
-            channels = wanted[first].shape[1]
-            if state[first].shape[1] != channels:
-                state[first] = adapt_channels(state[first], channels)
         for key in [key for key in state if key.startswith('head.fc.')]:
             if model.num_classes == 0:
                 del state[key]

@@ -21,7 +21,8 @@ class HubModel(ZooClassifier, PyTorchModelHubMixin, library_name='mmcontext',
     ``HubModel.from_pretrained(FOLDER or 'user/name')``, ``model.save_pretrained(FOLDER)`` and
     ``model.push_to_hub('user/name')`` are those of ``PyTorchModelHubMixin``: the arguments stand
     in config.json, the weights in model.safetensors, which ``create_model(name,
-    pretrained=FOLDER)`` reads too.
+    pretrained=FOLDER)`` reads too. Arguments given to ``from_pretrained`` go before those of
+    config.json; weights are then fitted, and wrong files refused, as by ``create_model``.
 
     Args:
         name: Name of the zoo.
@@ -42,3 +43,9 @@ class HubModel(ZooClassifier, PyTorchModelHubMixin, library_name='mmcontext',
             load_pretrained(self, entry, pretrained)
         # A path of this machine.
         self._hub_mixin_config.pop('pretrained', None)
+
+    @classmethod
+    def _load_as_safetensor(cls, model: 'HubModel', model_file: str, map_location: str,
+                            strict: bool) -> 'HubModel':
+        load_pretrained(model, find(model.default_cfg['architecture']), model_file)
+        return model.to(map_location)

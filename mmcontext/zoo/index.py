@@ -5,7 +5,7 @@ import fnmatch
 import functools
 import os.path as osp
 import re
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence, Union
 
 import yaml
 from mmengine.config import Config
@@ -89,12 +89,21 @@ def find(name: str) -> Entry:
     raise ValueError(f'the zoo has no network {name!r}{hint}')
 
 
-def list_models(pattern: str = '*', task: Optional[str] = 'classification') -> List[str]:
+def _matches(name: str, patterns: Union[str, Sequence[str]]) -> bool:
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    return any(fnmatch.fnmatchcase(name, pattern.lower()) for pattern in patterns)
+
+
+def list_models(pattern: Union[str, Sequence[str]] = '*',
+                task: Optional[str] = 'classification',
+                exclude_filters: Union[str, Sequence[str]] = ()) -> List[str]:
     """Names of the zoo.
 
     Args:
-        pattern: Shell pattern of the names, such as ``'ced*'``. Defaults to all.
+        pattern: Shell pattern of the names, such as ``'ced*'``, or several, of which one has to
+            fit. Defaults to all.
         task: 'classification' (default), 'detection', 'segmentation', or None for all of them.
+        exclude_filters: Pattern or patterns of names to leave out, such as ``'*_rsb-*'``.
 
     Returns:
         The sorted names.
@@ -104,8 +113,8 @@ def list_models(pattern: str = '*', task: Optional[str] = 'classification') -> L
     """
     if task not in (None, *TASKS):
         raise ValueError(f'task must be one of {", ".join(TASKS)} or None, got {task!r}')
-    return sorted(name for name, entry in entries().items()
-                  if task in (None, entry.task) and fnmatch.fnmatch(name, pattern.lower()))
+    return sorted(name for name, entry in entries().items() if task in (None, entry.task)
+                  and _matches(name, pattern) and not _matches(name, exclude_filters))
 
 
 def get_config(name: str) -> Config:

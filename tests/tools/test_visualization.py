@@ -11,6 +11,7 @@ from mmcontext.visualization.networks import (
     load_network,
     logits,
     pick_layer,
+    read_image,
     to_input,
 )
 from mmcontext.zoo.index import get_config
@@ -86,10 +87,22 @@ def test_input_is_what_mmpretrain_makes_of_the_image(networks):
     assert logits(network, expected).shape == (1, 10)
 
 
+def test_wrong_picture_is_refused_at_once(monkeypatch, capsys):
+    for out, message in (('a.txt', 'must end with .png'), ('no/a.png', "no folder 'no'")):
+        with pytest.raises(SystemExit):
+            call(monkeypatch, 'zoo_plot', '--out', out)
+        assert message in capsys.readouterr().err
+
+
 def test_what_is_wrong_is_one_sentence(networks, tmp_path):
     network = load_network(str(networks['coresnet50_digits']))
     with pytest.raises(UserError, match="no network 'cednet5'"):
         find_config('cednet5')
+    (tmp_path / 'damaged.png').write_bytes(b'x')
+    with pytest.raises(UserError, match='damaged.png is damaged or of an unknown kind'):
+        read_image(str(tmp_path / 'damaged.png'), 8)
+    with pytest.raises(UserError, match='does not exist'):
+        read_image('none.png', 8)
     with pytest.raises(UserError, match='does not fit ccnn_digits'):
         load_network(f'ccnn_digits={networks["coresnet50_digits"]}')
     with pytest.raises(UserError, match='has no layer of type BatchNorm3d'):

@@ -2,12 +2,15 @@ import pytest
 import torch
 from torch import nn
 
+from mmcontext.models.backbones import RedNet
+from mmcontext.visualization.networks import Network, settle
 from mmcontext.visualization.receptive_field import (
     areas,
     effective_receptive_field,
     square_that_holds,
     stage_features,
 )
+from mmcontext.visualization.receptive_field import field_of as field_of_network
 
 
 def ones(*args, **kwargs):
@@ -54,6 +57,19 @@ def test_dilated_and_strided_stages_reach_further():
 def test_a_unit_that_sees_nothing_is_an_error():
     with pytest.raises(ValueError, match='depends on no pixel'):
         field_of(ones(3, padding=1), nn.ReLU(), nn.Threshold(1e9, 0.))
+
+
+def test_an_untrained_network_takes_the_statistics_of_each_image():
+    """Norms that start at zero would leave the shortcuts alone, 2 x 2 x 3 pixels and the stem."""
+    backbone = RedNet(26, base_channels=32, zero_init_residual=True).eval()
+    network = Network('', None, nn.ModuleDict(dict(backbone=backbone)), trained=False)
+    torch.manual_seed(0)
+    network.backbone.init_weights()
+    field = field_of_network(network, torch.randn(2, 3, 64, 64), stage=1)
+    assert torch.isfinite(field).all() and areas(field)[0.9][0] > 30
+    assert next(backbone.parameters()).dtype == torch.float32
+    settle(backbone, x := 1e3 * torch.randn(2, 3, 64, 64))
+    assert 0.5 < float(backbone.layer1(backbone.pool(backbone.stem(x))).std()) < 5
 
 
 def test_stages_of_a_backbone():

@@ -48,6 +48,8 @@ def test_names_without_imagenet_and_near_misses():
     assert mmcontext.list_models('ced*_imagenet') == sorted([
         *(f'cednet{depth}_imagenet' for depth in (101, 152, 26, 38, 50)),
         'cednet50_rsb-a2_imagenet', 'cednet50_rsb-a3_imagenet'])
+    assert mmcontext.list_models(['ced*50*', 'red*50*'], exclude_filters='*_rsb-*') == [
+        'cednet50_imagenet', 'rednet50_imagenet']
     with pytest.raises(ValueError, match="no network 'cednet5'; did you mean .*cednet50"):
         mmcontext.create_model('cednet5')
     with pytest.raises(ValueError, match='task must be one of'):
@@ -94,7 +96,7 @@ def test_strides_and_channels_of_the_features(name, width):
 
 
 def test_features_of_chosen_stages_and_output_stride():
-    model = narrow(features_only=True, out_indices=(1, 3), output_stride=8).eval()
+    model = narrow(features_only=True, out_indices=(-1, 1), output_stride=8).eval()
     assert model.feature_info.reduction() == [8, 8]
     assert [tuple(f.shape[2:]) for f in model(torch.zeros(1, 3, 64, 64))] == [(8, 8)] * 2
 
@@ -128,6 +130,11 @@ def test_parts_make_the_whole():
     assert model(x.double()).shape == (2, 7) and model.num_classes == 7
     model.reset_classifier(0)
     assert model(x.double()).shape == (2, model.num_features)
+    model.reset_classifier(3, global_pool='max')
+    pooled = model.forward_features(x.double()).amax((2, 3))
+    assert torch.equal(model(x.double()), model.head(pooled))
+    model.reset_classifier(0, global_pool='')
+    assert torch.equal(model(x.double()), model.forward_features(x.double()))
 
 
 def test_sequences():
@@ -159,6 +166,8 @@ def test_first_convolution_and_classifier_are_adapted(checkpoint):
     features = narrow(pretrained=path, features_only=True).eval()
     assert torch.equal(features(grey.expand(-1, 3, -1, -1))[-1],
                        model.forward_features(grey.expand(-1, 3, -1, -1)))
+    features = narrow(pretrained=path, features_only=True, in_channels=1, out_indices=-1).eval()
+    assert torch.allclose(features(grey)[0], loaded.forward_features(grey), atol=1e-5)
 
 
 @pytest.mark.parametrize('channels', [2, 4, 7])
@@ -173,7 +182,11 @@ def test_more_channels_repeat_the_first_convolution(channels):
 @pytest.mark.parametrize('options, message', [
     (dict(features_only=True, num_classes=3), 'num_classes=3 has no meaning'),
     (dict(out_indices=(1, )), 'needs features_only=True'),
+    (dict(features_only=True, out_indices=(4, )), 'out_indices must be stages 0 to 3, or -1'),
     (dict(num_classes=-1), 'num_classes must be'),
+    (dict(in_channels=0), 'in_channels must be a positive number'),
+    (dict(global_pool=''), 'needs num_classes=0, got'),
+    (dict(global_pool='sum'), "global_pool must be 'avg'"),
     (dict(colour=1), "unexpected keyword argument 'colour'"),
     (dict(pretrained=True), 'pretrained must be a file or folder'),
 ])

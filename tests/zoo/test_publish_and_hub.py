@@ -89,7 +89,12 @@ def test_hub_folder_round_trip(tmp_path):
     assert json.loads((tmp_path / 'config.json').read_text()) == {
         'name': 'ccnn_digits', 'in_channels': None, **options}
     loaded = mmcontext.HubModel.from_pretrained(tmp_path)
+    other_classes = mmcontext.HubModel.from_pretrained(tmp_path, num_classes=5)
+    assert other_classes.head.fc.out_features == 5
     by_name = mmcontext.create_model('ccnn_digits', pretrained=tmp_path, **options)
     for other in (loaded, by_name):
         assert all(torch.equal(value, other.state_dict()[key])
                    for key, value in model.state_dict().items())
+    (tmp_path / 'model.safetensors').write_bytes(b'x')
+    with pytest.raises(CheckpointError, match='truncated, damaged'):
+        mmcontext.HubModel.from_pretrained(tmp_path)

@@ -9,9 +9,9 @@ from mmengine.utils import track_iter_progress
 
 from mmcontext.utils.cli import run
 from mmcontext.visualization.cam import METHODS, class_activation
-from mmcontext.visualization.command_line import images_of, load, make_parser
+from mmcontext.visualization.command_line import inputs_of, load, make_parser
 from mmcontext.visualization.figures import new_figure, save_figure, show_map
-from mmcontext.visualization.networks import logits, to_input
+from mmcontext.visualization.networks import logits
 
 
 def main() -> None:
@@ -23,13 +23,12 @@ def main() -> None:
                         'the predicted one)')
     args = parser.parse_args()
     networks = load(args)
-    images = images_of(args, networks[0])[:6]
+    images, _ = inputs_of(args, networks[0], most=6)
     figure, axes = new_figure(len(networks) + 1, len(images), side=1.6)
     for axis, image in zip(axes[0], images):
         axis.imshow(image)
     for row, network in zip(axes[1:], track_iter_progress(networks)):
-        images = images_of(args, network)[:6]
-        x = to_input(network, images)
+        images, x = inputs_of(args, network, most=6)
         predicted = logits(network, x).argmax(1).tolist()
         labels = predicted if args.label is None else [args.label] * len(images)
         maps = class_activation(network, x, args.method, labels, args.stage)

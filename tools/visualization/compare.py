@@ -6,23 +6,24 @@
 import sys
 
 from mmcontext.utils.cli import run
-from mmcontext.utils.errors import UserError
-from mmcontext.visualization.command_line import load, make_parser
+from mmcontext.visualization.command_line import inputs_of, load, make_parser, positive
 from mmcontext.visualization.compare import COLUMNS, as_markdown, compare, write_csv
 from mmcontext.visualization.figures import new_figure, save_figure
+from mmcontext.visualization.networks import input_size
 
 
 def main() -> None:
     """Command line entry point."""
-    parser = make_parser(__doc__, networks='many')
-    parser.add_argument('--size', type=int, default=224, help='side of the images in pixels')
-    parser.add_argument('--batch', type=int, default=8)
-    parser.add_argument('--rounds', type=int, default=5, help='timings, of which the median')
+    parser = make_parser(__doc__, networks='many', images=True)
+    parser.add_argument('--batch', type=positive, default=8,
+                        help='images for throughput and memory')
+    parser.add_argument('--rounds', type=positive, default=5, help='timings, of which the median')
     parser.add_argument('--csv', help='file for the table')
     args = parser.parse_args()
-    if min(args.size, args.batch, args.rounds) < 1:
-        raise UserError('--size, --batch and --rounds must be positive')
-    rows = compare(load(args), args.size, args.batch, args.rounds)
+    networks = load(args)
+    args.size = args.size or input_size(networks[0].cfg)
+    fields = [inputs_of(args, network, most=2)[1] for network in networks] if args.image else None
+    rows = compare(networks, args.size, args.batch, args.rounds, fields)
     print('\n' + as_markdown(rows))
     if args.csv:
         write_csv(rows, args.csv)

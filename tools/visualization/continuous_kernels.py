@@ -15,9 +15,9 @@ from mmcontext.layers.ckconv import CKConvNd
 from mmcontext.utils.checkpoint import load_checkpoint_file
 from mmcontext.utils.cli import run
 from mmcontext.visualization import continuous_kernels as kernels
-from mmcontext.visualization.command_line import images_of, load, make_parser
+from mmcontext.visualization.command_line import inputs_of, load, make_parser, positive
 from mmcontext.visualization.figures import new_figure, save_figure, show_map
-from mmcontext.visualization.networks import pick_layer, to_input
+from mmcontext.visualization.networks import pick_layer
 
 _FINE = 8
 _STRIP = 8
@@ -71,14 +71,14 @@ def main() -> None:
     """Command line entry point."""
     parser = make_parser(__doc__, networks='one', images=True, layer=True)
     parser.add_argument('--resolutions', nargs='+', type=float, default=[0.5, 1, 2])
-    parser.add_argument('--channels', type=int, default=3, help='kernels shown')
+    parser.add_argument('--channels', type=positive, default=3, help='kernels shown')
     parser.add_argument('--run', help='folder of checkpoints of the network')
     args = parser.parse_args()
     [network] = load(args)
     name, layer = pick_layer(network.model, CKConvNd, args.layer)
     if layer.dim == 2:
         with torch.no_grad():  # sizes of kernels may follow from the first input
-            network.backbone(to_input(network, images_of(args, network)[0]))
+            network.backbone(inputs_of(args, network)[1])
     if args.run:
         save_figure(draw_run(network, name, layer, args.run), args.out)
     else:

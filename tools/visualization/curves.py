@@ -7,6 +7,7 @@ import os.path as osp
 import sys
 
 from matplotlib.ticker import AutoLocator
+from mmengine.utils import track_iter_progress
 
 from mmcontext.utils.cli import run
 from mmcontext.visualization.command_line import make_parser
@@ -19,7 +20,8 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument('work_dir', nargs='+', help='folder of a run')
     args = parser.parse_args()
-    runs = {osp.basename(osp.normpath(folder)): read_curves(folder) for folder in args.work_dir}
+    runs = {osp.basename(osp.normpath(folder)): read_curves(folder)
+            for folder in track_iter_progress(args.work_dir)}
     titles = list(dict.fromkeys(title for curves in runs.values() for title in panels(curves)))
     figure, axes = new_figure(1, len(titles), side=3)
     for axis, title in zip(axes[0], titles):

@@ -10,13 +10,14 @@ import sys
 
 import torch
 from matplotlib.ticker import AutoLocator
+from mmengine.utils import track_iter_progress
 
 from mmcontext.utils.cli import run
 from mmcontext.utils.errors import UserError
-from mmcontext.visualization.command_line import images_of, load, make_parser
+from mmcontext.visualization.command_line import inputs_of, load, make_parser, positive
 from mmcontext.visualization.dynamic_kernels import KINDS, dynamic_kernels
 from mmcontext.visualization.figures import new_figure, save_figure, show_map
-from mmcontext.visualization.networks import pick_layer, recorded_inputs, to_input
+from mmcontext.visualization.networks import pick_layer, recorded_inputs
 
 
 def pixel(text: str) -> tuple:
@@ -33,36 +34,41 @@ def main() -> None:
     parser.add_argument('--pixels', nargs='+', type=pixel, metavar='ROW,COLUMN',
                         default=[(0.5, 0.5), (0.25, 0.25), (0.75, 0.6)],
                         help='shares of height and width, 0 to 1')
-    parser.add_argument('--groups', type=int, default=4, help='kernels shown at each pixel')
+    parser.add_argument('--groups', type=positive, default=4, help='kernels shown at each pixel')
     args = parser.parse_args()
     [network] = load(args)
     name, layer = pick_layer(network.model, KINDS, args.layer)
-    image = images_of(args, network)[0]
+    [image], x = inputs_of(args, network)
     with recorded_inputs(layer) as inputs, torch.no_grad():
-        network.backbone(to_input(network, image))
+        network.backbone(x)
     if layer not in inputs:
         raise UserError(f'layer {name} was not run')
     made = dynamic_kernels(layer, inputs[layer])
     groups = min(args.groups, len(made.kernels))
     height, width = made.energy.shape
-    figure, axes = new_figure(len(args.pixels), groups + 2, side=1.5)
-    for row, (down, right) in enumerate(args.pixels):
+    extra = made.gate if made.gate is not None else made.attention
+    rows = max(len(args.pixels), 1 if extra is None else 2)
+    figure, axes = new_figure(rows, groups + 2, side=1.5)
+    for axis in axes[1:].flat:
+        axis.set_axis_off()
+    for row, (down, right) in enumerate(track_iter_progress(args.pixels)):
         y, x = int(down * height), int(right * width)
+        for axis in axes[row, :-1]:
+            axis.set_axis_on()
         axes[row, 0].imshow(image)
         axes[row, 0].plot(right * image.shape[1], down * image.shape[0], 'r+', markersize=14)
         axes[row, 0].set_title(f'pixel {y}, {x} of {height}x{width}', fontsize=7)
         for group in range(groups):
             show_map(axes[row, group + 1], made.kernels[group, :, :, y, x].numpy(),
                      f'kernel {group}', signed=True)
+        axes[0, -1].plot(x, y, 'r+', markersize=8)
     show_map(axes[0, -1], made.energy.numpy(), 'energy')
-    extra = made.gate if made.gate is not None else made.attention
-    for axis in axes[1:, -1]:
-        axis.set_axis_off()
-    if extra is not None and len(axes) > 1:
+    if extra is not None:
         axes[1, -1].set_axis_on()
         axes[1, -1].bar(range(len(extra)), extra.numpy(), width=1)
         axes[1, -1].set_title('gate' if made.gate is not None else 'weight of dynamic context',
                               fontsize=7)
+        axes[1, -1].set_xlabel('channel', fontsize=6)
         axes[1, -1].tick_params(labelsize=6)
         axes[1, -1].yaxis.set_major_locator(AutoLocator())
     figure.suptitle(f'{network.label}, {name}', fontsize=8)

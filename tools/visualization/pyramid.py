@@ -6,11 +6,12 @@
 import sys
 
 import torch
+from mmengine.utils import track_iter_progress
 
 from mmcontext.utils.cli import run
-from mmcontext.visualization.command_line import images_of, load, make_parser
+from mmcontext.visualization.command_line import inputs_of, load, make_parser
 from mmcontext.visualization.figures import new_figure, save_figure, show_map
-from mmcontext.visualization.networks import layers_of, pick_layer, recorded_inputs, to_input
+from mmcontext.visualization.networks import layers_of, pick_layer, recorded_inputs
 from mmcontext.visualization.pyramid import KINDS, levels
 
 
@@ -22,11 +23,11 @@ def main() -> None:
         # The first layer has the most levels.
         args.layer = next(iter(layers_of(network.model, KINDS)), None)
     name, layer = pick_layer(network.model, KINDS, args.layer)
-    images = images_of(args, network)[:4]
+    images, x = inputs_of(args, network, most=4)
     figure, axes = new_figure(len(images), len(layer.convs) + 1, side=1.8)
-    for row, image in zip(axes, images):
+    for row, image, one in zip(axes, images, track_iter_progress(list(x.split(1)))):
         with recorded_inputs(layer) as inputs, torch.no_grad():
-            network.backbone(to_input(network, image))
+            network.backbone(one)
         row[0].imshow(image)
         for axis, level in zip(row[1:], levels(layer, inputs[layer])):
             show_map(axis, level.response.numpy(),

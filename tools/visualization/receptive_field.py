@@ -11,31 +11,31 @@ import torch
 from mmcontext.utils.cli import run
 from mmcontext.utils.errors import UserError
 from mmcontext.visualization import receptive_field
-from mmcontext.visualization.command_line import images_of, load, make_parser
+from mmcontext.visualization.command_line import inputs_of, load, make_parser, positive
 from mmcontext.visualization.figures import new_figure, save_figure, show_map
-from mmcontext.visualization.networks import to_input
+
+_CELLS = 75  # drawn along a side, at most
 
 
 def main() -> None:
     """Command line entry point."""
     parser = make_parser(__doc__, networks='many', images=True)
     parser.add_argument('--stage', type=int, default=-1, help='0 to 3 (default: the last)')
-    parser.add_argument('--num-images', type=int, default=8)
+    parser.add_argument('--num-images', type=positive, default=8)
     args = parser.parse_args()
     networks = load(args)
     figure, axes = new_figure(1, len(networks))
     for axis, network in zip(axes[0], networks):
-        images = images_of(args, network, args.num_images)[:args.num_images]
-        torch.manual_seed(0)
+        _, x = inputs_of(args, network, most=args.num_images, noise=args.num_images)
         try:
-            field = receptive_field.effective_receptive_field(
-                receptive_field.stage_features(network.backbone, args.stage),
-                [to_input(network, image) for image in images])
+            field = receptive_field.field_of(network, x, args.stage)
         except ValueError as error:
             raise UserError(f'{network.label}: {error}') from error
         held = receptive_field.areas(field)
-        # The field spans decades: its fourth root shows the middle and the rim.
-        show_map(axis, (field / field.max()).pow(0.25).numpy(), network.label)
+        # The field spans decades, so that its fourth root shows the middle and the rim; and the
+        # mean over a few pixels more than the noise of these.
+        cells = torch.nn.functional.avg_pool2d(field[None], -(-len(field) // _CELLS))[0]
+        show_map(axis, (cells / cells.max()).pow(0.25).numpy(), network.label)
         axis.set_xlabel('\n'.join(f'{share:.0%}: {side} px, {area:.1%}'
                                   for share, (side, area) in held.items()), fontsize=7)
         print(f'\n{network.label}: ' + ', '.join(

@@ -7,6 +7,7 @@
 import sys
 
 from matplotlib.ticker import AutoLocator
+from mmengine.utils import track_iter_progress
 
 from mmcontext.utils.cli import run
 from mmcontext.visualization.command_line import make_parser
@@ -24,17 +25,17 @@ def main() -> None:
     if args.latency:
         quantities.append(('latency', 'measured latency (ms)'))
     figure, axes = new_figure(1, len(quantities), side=4)
-    for axis, (quantity, label) in zip(axes[0], quantities):
+    for axis, (quantity, label) in zip(axes[0], track_iter_progress(quantities)):
         axis.xaxis.set_major_locator(AutoLocator())
         axis.yaxis.set_major_locator(AutoLocator())
-        for family in sorted({point.family for point in points}):
+        for index, family in enumerate(sorted({point.family for point in points})):
             line = sorted((getattr(point, quantity), point.top1) for point in points
                           if point.family == family and getattr(point, quantity) is not None)
             if line:
-                axis.plot(*zip(*line), marker='o', label=family)
+                axis.plot(*zip(*line), marker='o', label=family, color=f'C{index}')
         axis.set_xlabel(label)
         axis.set_ylabel('ImageNet top-1, paper (%)')
-    axes[0, 0].legend(fontsize=7)
+    axes[0, 0].legend(fontsize=6, loc='lower right', ncols=2)
     save_figure(figure, args.out)
 
 
