@@ -1,5 +1,5 @@
-# The networks of the gallery: 50 layers at a quarter of the published width, on the handwritten digits
-# enlarged to 64x64, so that the last feature map is more than one pixel. Other families:
+# The networks of the gallery: 50 layers at a quarter of the published width, on the handwritten
+# digits enlarged to 64x64, so that the last feature map is more than one pixel. Other families:
 #     --cfg-options model.backbone.type=mmcontext.CedNet
 _base_ = [
     '../../configs/_base_/models/coresnet50.py',

@@ -34,8 +34,9 @@ def create_model(name: str, num_classes: Optional[int] = None, in_channels: Opti
         out_indices: Stages to return, 0 to 3, or -1 for the last; None for all, the earliest
             first. For ``features_only``.
         pretrained: Checkpoint (of mmpretrain's training, converted from the authors', or
-            safetensors), or a folder with one; None or False for none. The first convolution is adapted to another
-            number of channels and the linear layer starts anew for other classes, as timm does.
+            safetensors), or a folder with one; None or False for none. The first convolution is
+            adapted to another number of channels and the linear layer starts anew for other
+            classes, as timm does.
         global_pool: What becomes of the last feature map: 'avg' (default), 'max', or '' for
             nothing, which needs ``num_classes=0``.
         drop_rate: Dropout before the linear layer; None for the config's.
