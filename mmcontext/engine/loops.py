@@ -7,16 +7,13 @@ from mmengine.runner.base_loop import BaseLoop
 
 from mmcontext.registry import LOOPS
 
-from .hooks.exact_resume_hook import DueValidationHook, ExactResumeHook
+from .hooks import ExactResumeHook
 from .numbered_batches import number_batches
 
 
 def _add_hook(runner) -> None:
-    hooks = [hook for hook in runner.hooks if isinstance(hook, ExactResumeHook)]
-    if not hooks:
-        hooks.append(ExactResumeHook())
-        runner.register_hook(hooks[0])
-    runner.register_hook(DueValidationHook(hooks[0]))
+    if not any(isinstance(hook, ExactResumeHook) for hook in runner.hooks):
+        runner.register_hook(ExactResumeHook())
 
 
 @LOOPS.register_module()
