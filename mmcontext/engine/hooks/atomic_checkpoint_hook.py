@@ -61,6 +61,10 @@ class AtomicCheckpointHook(CheckpointHook):
         if is_main_process() and isinstance(self.file_backend, AtomicLocalBackend):
             for left_over in glob(osp.join(escape(self.out_dir), '.*.pth.part')):
                 os.remove(left_over)
+        if runner._resume and osp.dirname(osp.abspath(runner._load_from)) == \
+                osp.abspath(self.out_dir):
+            # So that a better score is written into it, as if this process had saved it.
+            self.last_ckpt = runner._load_from
         if self._validation_is_due(runner):
             runner.logger.info('Validating the resumed checkpoint.')
             runner.val_loop.run()

@@ -133,6 +133,8 @@ class ExactResumeHook(Hook):
                 f'{problem}: training goes on with other augmentation and dropout than the '
                 'interrupted run would have had.')
             return
+        # The checkpoint is saved again where the validation that is due finds it the best.
+        self._captured, self._position = state, (runner.epoch, runner.iter)
         loop = runner.train_loop
         if getattr(loop, 'batches', None) is not None and hasattr(loop, 'first_batch'):
             loop.first_batch = state['batch']
