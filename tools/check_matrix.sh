@@ -110,7 +110,9 @@ prepare() {
             mkdir "$SOURCE"
             mv "$WORK/$1/tests" "$SOURCE/tests"
             INSTALL="CC=false CXX=false pip install $WORK/$1/mmcontext_vision-*.whl"
-            TESTS="tests/ops tests/layers" ;;
+            # But for tests of the clone's sources.
+            TESTS="tests/ops tests/layers --ignore=tests/ops/cuda_emulation
+                --ignore=tests/ops/test_cuda.py --ignore=tests/ops/test_cuda_machine_code.py" ;;
         editable)
             make_environment "$python" pip==23.2.1
             inside "pip install $PINNED $LITE $TESTING"
