@@ -19,7 +19,6 @@ from mmcontext.deployment.preprocess import (
     test_dataset,
 )
 from mmcontext.engine.flops import build_model as build_plain
-from mmcontext.layers.ckconv import CKConvNd
 from mmcontext.utils.checkpoint import load_checkpoint_file, misfit
 from mmcontext.utils.errors import UserError
 from mmcontext.utils.initialise import initialise
@@ -151,10 +150,6 @@ def _dataset_meta(cfg: Config, known: dict) -> dict:
     return {name: meta[name] for name in ('classes', 'palette') if meta.get(name)}
 
 
-def _is_static(model: nn.Module) -> bool:
-    return any(isinstance(module, CKConvNd) for module in model.modules())
-
-
 def build_graph(cfg: Config, checkpoint: Optional[str] = None,
                 shape: Optional[Sequence[int]] = None, preprocess: str = 'out',
                 dynamic_size: Optional[bool] = None, argmax: bool = False,
@@ -168,7 +163,7 @@ def build_graph(cfg: Config, checkpoint: Optional[str] = None,
         preprocess: 'in' for a graph that takes images as they are read, 'out' for one that takes
             normalised ones. Defaults to 'out'.
         dynamic_size: Whether the size of the images may vary as the batch may; None for
-            detectors and segmentors without continuous kernels.
+            those of detectors and segmentors.
         argmax: Whether a segmentor gives classes instead of logits. Defaults to False.
         masks: Masks of a detector, of the 'image' or of the 'box'. Defaults to 'image'.
 
@@ -180,9 +175,8 @@ def build_graph(cfg: Config, checkpoint: Optional[str] = None,
         raise UserError(f'{cfg.filename} has default_scope {cfg.get("default_scope")!r}; configs '
                         f'of {", ".join(TASKS)} can be exported')
     model, known = build_model(cfg, checkpoint)
-    static = _is_static(model)
     if dynamic_size is None:
-        dynamic_size = task != 'classification' and not static
+        dynamic_size = task != 'classification'
     settings, resizing = normalisation_of(cfg), resizing_of(cfg)
     shape = _input_shape(cfg, shape, resizing, settings.divisor if preprocess == 'out' else 1,
                          dynamic_size and task != 'classification')

@@ -36,8 +36,8 @@ def parse_args() -> argparse.Namespace:
         "size of the config's test pipeline)")
     parser.add_argument(
         '--dynamic-size', action=argparse.BooleanOptionalAction, default=None,
-        help='let height and width vary too, as the batch always may (default: for detectors and '
-        'segmentors); not for continuous kernels, whose graph holds the kernel of one size')
+        help='let height and width, or the length, vary too, as the batch always may (default: for '
+        'detectors and segmentors)')
     parser.add_argument('--argmax', action='store_true',
                         help='segmentors: classes [batch, height, width] instead of logits')
     parser.add_argument(
@@ -72,8 +72,8 @@ def check(graph: Graph, path: str, args: argparse.Namespace) -> None:
     if args.images:
         cases = ((name, image_inputs(graph, image))
                  for name, image in read_images(args.images, graph))
-    elif isinstance(graph.module, Detection) and args.checkpoint is None:
-        print('not compared with torch: the scores of an untrained detector are all alike')
+    elif isinstance(graph.module, Detection):
+        print('not compared with torch: a detector finds nothing in noise, give --images')
         return
     else:
         cases = ((f'batch {batch}', random_inputs(graph, batch)) for batch in (1, 3))
