@@ -17,6 +17,7 @@ _CANDIDATES, _PASSES, _STEP = 40, 0.05, 0.25
 
 def _thin_out(name: str, layer: nn.Module, output: Tensor) -> None:
     """Lower the scores until few pass: by the background of a softmax, or by all sigmoids."""
+    output = output.clone()
     if name == 'fc_cls':
         while (output.softmax(1)[:, :-1] > _PASSES).sum() > _CANDIDATES:
             output[:, -1] += _STEP
@@ -27,19 +28,23 @@ def _thin_out(name: str, layer: nn.Module, output: Tensor) -> None:
             layer.bias -= _STEP
 
 
-def _rescale(name: str, layer: nn.Module) -> None:
-    """At its next call the layer's weights are changed, once."""
+def _rescale(name: str, layer: nn.Module, stages: int) -> None:
+    """At its next call the layer's weights are changed, once.
+
+    The logits of several stages are averaged, which takes the root of their number off what
+    differs between them.
+    """
     deviation, bias = _OUTPUTS[name]
+    spread = stages**0.5
 
     def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         handle.remove()
         axes = [axis for axis in range(output.dim()) if axis != 1]
-        mean, scale = output.mean(axes), deviation / output.std()
+        mean, scale = output.mean(axes), spread * deviation / output.std()
         module.weight.mul_(scale)
         module.bias.copy_((module.bias - mean) * scale + bias)
-        output = module(*inputs)
-        _thin_out(name, module, output)
-        return output
+        _thin_out(name, module, module(*inputs) / spread)
+        return module(*inputs)
 
     handle = layer.register_forward_hook(hook)
 
@@ -69,8 +74,9 @@ def make_decided(model: nn.Module, run: Callable[[], object]) -> None:
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
     model.eval()
-    for name, module in model.named_modules():
-        last = name.rpartition('.')[2]
-        if last in _OUTPUTS:
-            _rescale(last, module)
+    layers = [(name.rpartition('.')[2], module) for name, module in model.named_modules()]
+    stages = sum(name == 'fc_cls' for name, _ in layers)
+    for name, module in layers:
+        if name in _OUTPUTS:
+            _rescale(name, module, stages if name == 'fc_cls' else 1)
     run()
