@@ -22,6 +22,8 @@ import torch
 from .errors import CheckpointError
 from .safetensors import SAFETENSORS, load_safetensors
 
+# Keys that an error names.
+_LISTED = 5
 _STATISTICS = ('min', 'max', 'current', 'mean')
 
 
@@ -173,6 +175,27 @@ def _damage(path: str, filename: str) -> str:
         return (f'checkpoint {filename} is truncated or damaged ({osp.getsize(path)} bytes); '
                 'copy it again or take an earlier one')
     return f'{filename} is not a PyTorch checkpoint'
+
+
+def misfit(state: Dict[str, torch.Tensor], wanted: Dict[str, torch.Tensor]) -> str:
+    """What keeps weights from loading strictly, told in a few words.
+
+    Args:
+        state (dict): the weights.
+        wanted (dict): state dict of the model.
+
+    Returns:
+        str: how many entries are missing, unknown or of another shape, with the first of them;
+        empty where they fit.
+    """
+    kinds = {
+        'missing': [key for key in wanted if key not in state],
+        'unknown': [key for key in state if key not in wanted],
+        'of another shape': [key for key in wanted
+                             if key in state and state[key].shape != wanted[key].shape],
+    }
+    return '; '.join(f'{len(keys)} entries are {kind} ({", ".join(keys[:_LISTED])})'
+                     for kind, keys in kinds.items() if keys)
 
 
 def load_from_local(filename: str, map_location=None) -> dict:

@@ -7,14 +7,13 @@ from typing import Dict, Optional, Sequence, Union
 import torch
 from torch import Tensor, nn
 
-from mmcontext.utils.checkpoint import load_checkpoint_file
+from mmcontext.utils.checkpoint import load_checkpoint_file, misfit
 from mmcontext.utils.errors import CheckpointError
 from mmcontext.zoo.classifier import ZooClassifier, ZooFeatures, first_convolution
 from mmcontext.zoo.index import Entry, find
 
 logger = logging.getLogger('mmcontext')
 _WEIGHT_FILES = ('model.safetensors', 'pytorch_model.bin')
-_LISTED = 5
 
 
 def create_model(name: str, num_classes: Optional[int] = None, in_channels: Optional[int] = None,
@@ -151,17 +150,10 @@ def load_pretrained(model: nn.Module, entry: Entry, path: Union[str, os.PathLike
     state = checkpoint.get('state_dict', checkpoint)
     state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     state = _fitted(state, model)
-    wanted = model.state_dict()
-    missing = [key for key in wanted if key not in state]
-    unknown = [key for key in state if key not in wanted]
-    misshaped = [key for key in wanted
-                 if key in state and state[key].shape != wanted[key].shape]
-    problems = [f'{len(keys)} entries are {kind} ({", ".join(keys[:_LISTED])})'
-                for kind, keys in (('missing', missing), ('unknown', unknown),
-                                   ('of another shape', misshaped)) if keys]
+    problems = misfit(state, model.state_dict())
     if problems:
         raise CheckpointError(
-            f"checkpoint {file} does not fit {entry.name}: {'; '.join(problems)}; an authors' file "
+            f"checkpoint {file} does not fit {entry.name}: {problems}; an authors' file "
             'is converted by tools/model_converters/convert_official.py')
     with torch.no_grad():
         model.load_state_dict(state)
