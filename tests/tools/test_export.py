@@ -4,9 +4,9 @@ import sys
 
 import pytest
 import torch
+from common import ROOT, load_tool
 from torch import nn
 
-from common import ROOT, load_tool
 from mmcontext.deployment.checking import compare, random_inputs
 from mmcontext.deployment.graph import Graph, export
 from mmcontext.deployment.runtime import OnnxGraph
