@@ -1,5 +1,4 @@
 // Convolutions at inference, with norm, residual and activation in the same pass.
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 #include <ATen/ATen.h>
 
@@ -9,6 +8,7 @@
 #include "epilogue.h"
 #include "huge_pages.h"
 #include "instruction_sets.h"
+#include "scratch.h"
 #include "work.h"
 
 namespace mmcontext {
@@ -34,13 +34,9 @@ int64_t checked_out_size(int64_t size, int64_t kernel, int64_t stride, int64_t p
   return out;
 }
 
-Tensor conv_norm_act(const Tensor& x, const Tensor& weight, const c10::optional<Tensor>& bias,
-                     at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                     int64_t groups, const c10::optional<Tensor>& mean,
-                     const c10::optional<Tensor>& variance,
-                     const c10::optional<Tensor>& norm_weight,
-                     const c10::optional<Tensor>& norm_bias, double eps,
-                     const c10::optional<Tensor>& residual, c10::string_view activation) {
+// The sizes of a convolution, checked.
+Convolution describe(const Tensor& x, const Tensor& weight, at::IntArrayRef stride,
+                     at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
   TORCH_CHECK(x.dim() == 4 && x.scalar_type() == at::kFloat && by_pixel(x),
               "x must be a float32 [B, C, H, W], channels-last");
   TORCH_CHECK(weight.dim() == 4 && weight.scalar_type() == at::kFloat &&
@@ -59,7 +55,6 @@ Tensor conv_norm_act(const Tensor& x, const Tensor& weight, const c10::optional<
   plan.groups = groups;
   plan.depth = weight.size(1);
   plan.shared = plan.outputs / groups;
-  plan.weight_by_tap = !weight.is_contiguous();
   plan.kernel_h = weight.size(2);
   plan.kernel_w = weight.size(3);
   plan.taps = plan.kernel_h * plan.kernel_w;
@@ -71,6 +66,31 @@ Tensor conv_norm_act(const Tensor& x, const Tensor& weight, const c10::optional<
   plan.out_rows = checked_out_size(x.size(2), plan.kernel_h, stride_h, pad_h, dilation_h);
   plan.out_cols = checked_out_size(x.size(3), plan.kernel_w, stride_w, pad_w, dilation_w);
   plan.pixels = x.size(0) * plan.out_rows * plan.out_cols;
+  return plan;
+}
+
+// Divides the work, and does it.
+void run(Convolution& plan) {
+  const Kernels& set = *allowed_kernels().front();
+  plan.blocks = ceil_div(plan.shared, set.conv_outputs);
+  const int64_t threads = at::get_num_threads();
+  plan.ranges = plan.pixels >= kRange * threads ? threads : 1;
+  plan.parts = ceil_div(plan.pixels, plan.ranges * kConvPixels);
+  plan.units = plan.ranges * plan.groups * plan.blocks * plan.parts;
+  Ledger ledger;
+  plan.panel = ledger.book<float>(plan.taps * plan.depth * set.conv_outputs);
+  plan.table = ledger.book<const float*>(plan.taps * kConvPixels);
+  run_units(plan, ledger, set.convolve);
+}
+
+Tensor conv_norm_act(const Tensor& x, const Tensor& weight, const c10::optional<Tensor>& bias,
+                     at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                     int64_t groups, const c10::optional<Tensor>& mean,
+                     const c10::optional<Tensor>& variance,
+                     const c10::optional<Tensor>& norm_weight,
+                     const c10::optional<Tensor>& norm_bias, double eps,
+                     const c10::optional<Tensor>& residual, c10::string_view activation) {
+  Convolution plan = describe(x, weight, stride, padding, dilation, groups);
   Tensor out = on_huge_pages(
       at::empty({x.size(0), plan.outputs, plan.out_rows, plan.out_cols},
                 x.options().memory_format(at::MemoryFormat::ChannelsLast)));
@@ -91,21 +111,12 @@ Tensor conv_norm_act(const Tensor& x, const Tensor& weight, const c10::optional<
   plan.activation = activation_of(activation);
   plan.source = x.const_data_ptr<float>();
   plan.weight = weight.const_data_ptr<float>();
+  plan.weight_by_tap = !weight.is_contiguous();
   plan.scale = scale.data();
   plan.shift = shift.data();
   plan.zeros = zeros.data();
   plan.target = out.mutable_data_ptr<float>();
-  const Kernels& set = *allowed_kernels().front();
-  plan.blocks = ceil_div(plan.shared, set.conv_outputs);
-  const int64_t threads = at::get_num_threads();
-  plan.ranges = plan.pixels >= kRange * threads ? threads : 1;
-  plan.parts = ceil_div(plan.pixels, plan.ranges * kConvPixels);
-  const size_t bytes = set.conv_outputs * plan.taps * plan.depth * sizeof(float) +
-                       plan.taps * kConvPixels * sizeof(float*) + 2 * 64;
-  at::parallel_for(0, plan.ranges * groups * plan.blocks * plan.parts, 1,
-                   [&](int64_t begin, int64_t end) {
-    with_scratch(bytes, [&](char* scratch) { set.convolve(plan, begin, end, scratch); });
-  });
+  run(plan);
   return out;
 }
 
