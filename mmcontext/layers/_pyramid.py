@@ -5,8 +5,8 @@ from typing import Dict, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from mmcontext.layers.conv_norm import run_together
 from mmcontext.layers._geometry import ContextLayer
+from mmcontext.layers.conv_norm import run_together
 from mmcontext.ops.arguments import IntPair, per_axis
 
 

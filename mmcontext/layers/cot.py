@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcontext.layers.conv_norm import conv_norm_act, run_together
 from mmcontext.layers._geometry import DynamicKernelLayer, IntPair, same_padding
+from mmcontext.layers.conv_norm import conv_norm_act, run_together
 from mmcontext.layers.norms import build_norm
 from mmcontext.ops import local_aggregation
 from mmcontext.ops.conv_norm_act import channel_means

@@ -3,9 +3,9 @@ from typing import Optional
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcontext.layers.conv_norm import conv_norm_act, run_together
 from mmcontext.layers._geometry import DynamicKernelLayer
 from mmcontext.layers._modules import is_plain
+from mmcontext.layers.conv_norm import conv_norm_act, run_together
 from mmcontext.ops import fused_involution, local_aggregation
 from mmcontext.ops.arguments import IntPair
 from mmcontext.ops.local_aggregation.by_rows import span_by_rows, wants_rows

@@ -1,10 +1,9 @@
 from typing import Optional
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcontext.layers.conv_norm import conv_norm_act
 from mmcontext.layers._geometry import ContextLayer
+from mmcontext.layers.conv_norm import conv_norm_act
 from mmcontext.ops.arguments import IntPair
 from mmcontext.ops.conv_norm_act import channel_means
 from mmcontext.registry import MODELS

@@ -86,11 +86,10 @@ class _Doubled(nn.BatchNorm2d):
 def test_what_one_call_takes(parts, residual, expected, passes):
     torch.manual_seed(0)
     block, x = _block(**parts), _by_pixel(torch.randn(2, 16, 9, 8))
-    modules = list(block)
-    reference = nn.Sequential(*modules[:-1])(x) if block.part('act') else nn.Sequential(*modules)(x)
+    act = block.part('act') or nn.Identity()
+    reference = block[:len(block) - (block.part('act') is not None)](x)
     other = torch.randn_like(reference) if residual else None
-    reference = reference if other is None else reference + other
-    reference = block.part('act')(reference) if block.part('act') else reference
+    reference = act(reference if other is None else reference + other)
     with torch.no_grad():
         actual = block(x, other)
     assert passes == expected
@@ -117,7 +116,8 @@ def test_a_residual_of_another_layout_or_dtype_is_added_all_the_same(passes):
 
 
 @pytest.mark.parametrize('gradients', [False, True])
-@pytest.mark.parametrize('place, expected', [(0, ['na', 'nar']), (1, ['c', 'c']), (2, ['cn', 'cn'])])
+@pytest.mark.parametrize('place, expected', [
+    (0, ['na', 'nar']), (1, ['c', 'c']), (2, ['cn', 'cn'])])
 def test_hooked_modules_run_themselves(place, expected, gradients, passes):
     """And what a hook keeps stays what it was."""
     block, seen = _block(act=nn.ReLU(inplace=True)), []

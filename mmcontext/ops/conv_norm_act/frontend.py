@@ -59,6 +59,8 @@ def compiled_method(x: Tensor) -> str:
         if reason == native_library.UNAVAILABLE:
             native_library.warn_if_missing()
         return ''
+    if not os.environ.get(METHOD_VARIABLE):
+        return 'auto'
     method = _requested(None)
     return method if method in _COMPILED else ''
 

@@ -131,7 +131,8 @@ ScaleAndShift Norm::of_groups(const Tensor& x) const {
   const float* biases = per_channel(bias, channels, "norm_bias");
   const int64_t shared = channels / groups;
   const double count = double(shared * x.size(2) * x.size(3));
-  const std::vector<double> sums = group_sums(x, groups, std::vector<float>(batch * groups), false);
+  const std::vector<float> zeros(batch * groups);
+  const std::vector<double> sums = group_sums(x, groups, zeros, false);
   std::vector<float> means(batch * groups);
   for (size_t i = 0; i < means.size(); ++i) means[i] = float(sums[i] / count);
   const std::vector<double> squares = group_sums(x, groups, means, true);
