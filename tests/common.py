@@ -4,6 +4,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+import torch
+
 ROOT = Path(__file__).resolve().parents[1]
 # Every context operator, as the necks and heads take it.
 CONTEXT_OPERATORS = [
@@ -16,6 +19,16 @@ CONTEXT_OPERATORS = [
     dict(type='mmcontext.SeparableFlexConv2d', kernel_size=9, mask_cfg=dict(init=0.3),
          kernel_cfg=dict(type='MAGNet', hidden_channels=4, omega_0=100.)),
 ]
+
+
+def since_torch(version: str, what: str):
+    """Mark of a test about what torch has from a version on."""
+    return pytest.mark.skipif(torch.__version__ < version,
+                              reason=f'{what}: from torch {version} on')
+
+
+# Dynamo of torch 2.1 can trace neither the layers' Python nor that of the modules in them.
+COMPILES = since_torch('2.2', 'torch.compile of the layers')
 
 
 def load_tool(path: str) -> ModuleType:

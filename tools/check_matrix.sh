@@ -48,7 +48,7 @@ WHEEL=$(sed -n '/^## Install/,/^## /s/^    \(pip wheel .* \.\)$/\1/p' "$ROOT/REA
     exit 1
 }
 
-TESTING="pytest scipy scikit-learn opencv-python-headless"
+TESTING="pytest pytest-xdist scipy scikit-learn opencv-python-headless"
 PINNED="-c $ROOT/tools/constraints.txt setuptools wheel ninja torch torchvision numpy"
 LITE="mmengine==0.10.7 mmcv-lite==2.1.0 mmpretrain==1.2.0"
 PARTS="tests/ops tests/layers tests/models tests/converters"
@@ -130,7 +130,8 @@ check() {
     versions=$(inside python "$WORK/versions.py") || versions="-"
     kernels=$(inside python -W ignore -c '"from mmcontext.ops.native_library import UNAVAILABLE
 print(UNAVAILABLE or \"yes\")"' | tail -n 1) || kernels="not importable"
-    if inside python -m pytest -q -p no:cacheprovider $TESTS > "$WORK/$1.tests" 2>&1; then
+    if inside OMP_NUM_THREADS=1 python -m pytest -q -p no:cacheprovider -n logical \
+        --maxprocesses 4 --dist loadfile $TESTS > "$WORK/$1.tests" 2>&1; then
         result=0
     fi
     tests=$(tail -n 1 "$WORK/$1.tests" | sed 's/ in [0-9.]*s.*//; s/, [0-9]* warnings\?//')

@@ -24,8 +24,10 @@ install_base
 install_mmcv_with_ops
 install_packages mmdet mmsegmentation pycocotools ftfy regex scipy onnx onnxruntime onnxscript \
     safetensors huggingface_hub grad-cam nbclient ipykernel \
-    pytest
+    pytest pytest-xdist
 install_mmcontext
 
 say "Running the tests"
-"$PYTHON" -m pytest -q "$@"
+# One thread a process, as the processes share the cores; tests of threads set their number.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+"$PYTHON" -m pytest -q -n logical --maxprocesses 4 --dist loadfile "$@"

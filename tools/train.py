@@ -18,6 +18,12 @@ def parse_args() -> argparse.Namespace:
         '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
         help="checkpoint to resume from; alone or as 'auto': the newest of the work dir")
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    compiling = parser.add_mutually_exclusive_group()
+    compiling.add_argument(
+        '--compile', action='store_true', help='torch.compile of the backbone')
+    compiling.add_argument(
+        '--cuda-graph', action='store_true',
+        help='the same, replayed as CUDA graphs; for images of one size')
     parser.add_argument(
         '--auto-scale-lr', action='store_true',
         help='scale the learning rate by the actual over the original batch size')
@@ -42,6 +48,13 @@ def merge_args(cfg, args: argparse.Namespace) -> None:
             raise UserError(f'--amp replaces OptimWrapper, and the config has {wrapper!r}')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.compile or args.cuda_graph:
+        if args.cuda_graph and on_cpu():
+            raise UserError('--cuda-graph needs a GPU and none is found; leave it out')
+        hook = dict(type='mmcontext.CompileHook')
+        if args.cuda_graph:
+            hook['mode'] = 'reduce-overhead'
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), hook]
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise UserError(

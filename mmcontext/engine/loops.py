@@ -7,13 +7,16 @@ from mmengine.runner.base_loop import BaseLoop
 
 from mmcontext.registry import LOOPS
 
-from .hooks import ExactResumeHook
+from .hooks.exact_resume_hook import DueValidationHook, ExactResumeHook
 from .numbered_batches import number_batches
 
 
 def _add_hook(runner) -> None:
-    if not any(isinstance(hook, ExactResumeHook) for hook in runner.hooks):
-        runner.register_hook(ExactResumeHook())
+    hooks = [hook for hook in runner.hooks if isinstance(hook, ExactResumeHook)]
+    if not hooks:
+        hooks.append(ExactResumeHook())
+        runner.register_hook(hooks[0])
+    runner.register_hook(DueValidationHook(hooks[0]))
 
 
 @LOOPS.register_module()

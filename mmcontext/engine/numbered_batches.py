@@ -90,8 +90,8 @@ class NumberedBatches:
             return iter(())
         return self._numbered(self._all_passes(skip), skip)
 
-    def _numbered(self, batches: Iterator[Sequence], number: int) -> Iterator[NumberedBatch]:
-        for number, batch in enumerate(batches, number):
+    def _numbered(self, batches: Iterator[Sequence], first: int) -> Iterator[NumberedBatch]:
+        for number, batch in enumerate(batches, first):
             yield NumberedBatch(batch, (self._seed or 0, get_rank(), number))
 
     def _pass(self, skip: int = 0) -> Iterator[Sequence]:

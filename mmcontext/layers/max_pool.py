@@ -16,7 +16,8 @@ class MaxPool2d(nn.MaxPool2d):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, Ho, Wo]."""
         if (is_symbolic(x) or x.device.type != 'cpu'
-                or (torch.is_grad_enabled() and x.requires_grad) or not x.is_contiguous() or is_compiling() or is_recording()):
+                or (torch.is_grad_enabled() and x.requires_grad) or not x.is_contiguous()
+                or is_compiling() or is_recording()):
             return super().forward(x)
         turned = x.contiguous(memory_format=torch.channels_last)
         return F.max_pool2d(turned, self.kernel_size, self.stride, self.padding, self.dilation,

@@ -29,6 +29,7 @@ def _own_kernel_size(cls: type):
         parameter = inspect.signature(base.__init__).parameters.get('kernel_size')
         if parameter is not None:
             return parameter.default
+    return None
 
 
 def replace_convs(model: nn.Module, cfg: dict, where: Where = None) -> List[str]:

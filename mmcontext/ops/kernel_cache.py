@@ -70,5 +70,5 @@ def kept(identity: str, make: Callable[[], bytes]) -> bytes:
             _write(path, image)
         except OSError as error:
             warnings.warn(f'compiled GPU kernels cannot be kept in {where} ({error}); set '
-                          f'{CACHE_VARIABLE} to another folder, or to off')
+                          f'{CACHE_VARIABLE} to another folder, or to off', stacklevel=2)
     return image

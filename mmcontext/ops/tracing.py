@@ -46,6 +46,14 @@ def is_transformed() -> bool:
             or getattr(torch.autograd.forward_ad, '_current_level', 0) >= 0)
 
 
+def in_torch_func() -> bool:
+    """Inside ``torch.func``, whose transformations take no operator's own derivative.
+
+    No where this torch cannot say: then operators are called, and torch raises an error.
+    """
+    return not is_compiling() and _peek_transforms() not in (None, 'unknown')
+
+
 def is_observed() -> bool:
     """Under a ``TorchDispatchMode``: torch's FLOP counter, say, knows standard operators only."""
     return _count_modes() > 0

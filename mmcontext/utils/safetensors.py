@@ -59,7 +59,7 @@ def load_safetensors(path: str, map_location: Any = None) -> Dict[str, dict]:
     library = _library()
     try:
         with library.safe_open(path, 'pt', device='cpu') as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no dict
             meta = json.loads((file.metadata() or {}).get(_META, '{}'))
     except (library.SafetensorError, ValueError) as error:
         raise CheckpointError(f'checkpoint {path} is truncated, damaged or no safetensors file '

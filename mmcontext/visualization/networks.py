@@ -140,7 +140,8 @@ def read_image(path: str, size: int) -> np.ndarray:
         raise UserError(f'image {path} does not exist or is no image')
     height, width = image.shape[:2]
     scale = size / min(height, width)
-    image = mmcv.imresize(image, (max(size, round(width * scale)), max(size, round(height * scale))),
+    width, height = max(size, round(width * scale)), max(size, round(height * scale))
+    image = mmcv.imresize(image, (width, height),
                           interpolation='bicubic' if scale > 1 else 'area')
     top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
     return image[top:top + size, left:left + size]

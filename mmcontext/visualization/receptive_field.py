@@ -84,7 +84,8 @@ def square_that_holds(field: Tensor, share: float) -> Tuple[int, float]:
                 + integral[top, left])
         if held >= share - 1e-9:
             break
-    return min(2 * radius + 1, max(height, width)), (bottom - top) * (right - left) / (height * width)
+    side = min(2 * radius + 1, max(height, width))
+    return side, (bottom - top) * (right - left) / (height * width)
 
 
 def areas(field: Tensor, shares: Sequence[float] = SHARES) -> Dict[float, Tuple[int, float]]:

@@ -74,6 +74,18 @@ class StopAt(Hook):
             raise KeyboardInterrupt
 
 
+@HOOKS.register_module()
+class StopInValidation(StopAt):
+    """The same in the validation after an iteration."""
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        pass
+
+    def after_val_iter(self, runner, *args, **kwargs):
+        if runner.iter == self.iteration:
+            raise KeyboardInterrupt
+
+
 EPOCHS = dict(train_cfg=dict(by_epoch=True, max_epochs=4),
               default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)))
 INSIDE_EPOCHS = dict(
@@ -117,9 +129,9 @@ def last(folder):
     return {key: checkpoint[key] for key in keys if key in checkpoint}
 
 
-def stop_and_resume(folder, stop, *changes, **resumed):
+def stop_and_resume(folder, stop, *changes, where='StopAt', **resumed):
     stopping = dict(custom_hooks=[dict(type='EMAHook', momentum=0.1, update_buffers=True),
-                                  dict(type='StopAt', iteration=stop)])
+                                  dict(type=where, iteration=stop)])
     with pytest.raises(KeyboardInterrupt):
         ContextRunner.from_cfg(config(folder, *changes, stopping)).train()
     NoisyPoints.loaded = 0
@@ -152,6 +164,22 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, stop, changes):
     assert set(whole) == {'state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers',
                           'resume_state'}
     assert_equal(last(tmp_path / 'stopped'), whole)
+
+
+# Checkpoints are saved before the validation that is due with them.
+@pytest.mark.parametrize('stop, changes', [(12, EPOCHS), (24, EPOCHS), (12, ITERATIONS),
+                                           (20, ITERATIONS)])
+def test_a_validation_that_was_cut_short_is_made_up_for(tmp_path, stop, changes):
+    best = dict(default_hooks=dict(checkpoint=dict(save_best='acc', rule='greater')))
+    whole = ContextRunner.from_cfg(config(tmp_path / 'whole', changes, best))
+    whole.train()
+    stopped = stop_and_resume(tmp_path / 'stopped', stop, changes, best, where='StopInValidation')
+    names, scores = zip(*(
+        ([path.name for path in (tmp_path / name).glob('best_acc_*.pth')],
+         runner.message_hub.get_scalar('val/acc').data[0].tolist())
+        for name, runner in (('whole', whole), ('stopped', stopped))))
+    assert names[0] == names[1] and scores[0] == scores[1]
+    assert_equal(last(tmp_path / 'stopped'), last(tmp_path / 'whole'))
 
 
 def test_workers_make_no_difference_and_nothing_is_loaded_again(tmp_path):

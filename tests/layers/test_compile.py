@@ -3,6 +3,7 @@ import copy
 
 import pytest
 import torch
+from common import COMPILES
 from torch import nn
 
 from mmcontext.registry import MODELS
@@ -57,6 +58,7 @@ def _assert_compiles(model: nn.Module, x: torch.Tensor, tolerance: float) -> Non
             assert error < tolerance, f'{name}: {error:.1e}'
 
 
+@COMPILES
 @pytest.mark.parametrize('config, channels_last', [
     *((config, False) for config in LAYERS.values()), (LAYERS['fused_cvolution'], True),
     (LAYERS['cot'], True)], ids=[*LAYERS, 'fused_cvolution_last', 'cot_last'])
@@ -69,12 +71,14 @@ def test_layer_compiles_in_one_graph(config, channels_last):
     _assert_compiles(layer, x, 1e-8)
 
 
+@COMPILES
 @pytest.mark.parametrize('name', NETWORKS)
 def test_network_compiles_in_one_graph(name):
     torch.manual_seed(0)
     _assert_compiles(_network(name).double(), torch.randn(2, 3, 64, 64, dtype=torch.float64), 1e-6)
 
 
+@COMPILES
 @pytest.mark.parametrize('name', ['cot', 'involution', 'cvolution', 'fused_involution',
                                   'fused_cvolution'])
 @pytest.mark.parametrize('dtype, tolerance', [(torch.bfloat16, 5e-2), (torch.float16, 1e-2)])

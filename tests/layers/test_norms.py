@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import torch.nn.utils.prune as prune
+from common import COMPILES
 from torch import nn
 
 from mmcontext.layers import CoT2d, SplitAttentionConv2d
@@ -110,6 +111,7 @@ def test_one_value_in_all_processes_leaves_the_statistics(monkeypatch):
     assert norm.num_batches_tracked == before['num_batches_tracked'] + 1
 
 
+@COMPILES
 @pytest.mark.parametrize('norm_cfg', [dict(type='BN'), dict(type='IN', affine=True),
                                       dict(type='GN', num_groups=32)], ids=lambda c: c['type'])
 @pytest.mark.parametrize('layer', [CoT2d, SplitAttentionConv2d])

@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from common import COMPILES
 
 from mmcontext.ops.fft_conv import (
     METHOD_VARIABLE,
@@ -241,6 +242,7 @@ def test_exports_take_the_direct_way(depthwise):
     assert 'aten::_convolution' in kinds and not any('fft' in kind for kind in kinds)
 
 
+@COMPILES
 def test_compiled_result():
     x, w = torch.randn(1, 2, 50), torch.randn(2, 1, 31)
     compiled = torch.compile(convolve, backend='aot_eager', fullgraph=True)

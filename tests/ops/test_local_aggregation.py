@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from common import COMPILES, since_torch
 
 from mmcontext.ops import explain, local_aggregation, standard_operators
 
@@ -110,7 +111,8 @@ def test_low_precision_sums_in_float32(dtype, tolerance):
         torch.testing.assert_close(a.double(), e.double(), rtol=tolerance, atol=4 * tolerance)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, pytest.param(
+    torch.float16, marks=since_torch('2.2', 'float16 autocast on a CPU'))])
 def test_autocast_brings_operands_together(dtype):
     x, w = operands(dict(kernel_size=3, stride=1, padding=1, dilation=1), dtype=torch.float32)
     with torch.autocast('cpu', dtype):
@@ -122,7 +124,7 @@ def test_autocast_brings_operands_together(dtype):
     torch.testing.assert_close(y.float(), exact, rtol=2e-2, atol=4e-2)
 
 
-@pytest.mark.skipif(not hasattr(torch.library, 'opcheck'), reason='opcheck is of torch 2.4')
+@since_torch('2.4', 'opcheck')
 def test_operators_are_well_registered():
     x, w = operands(dict(kernel_size=3, stride=2, padding=1, dilation=1))
     grad = torch.randn(2, 6, 4, 4, dtype=torch.float64, requires_grad=True)
@@ -201,6 +203,7 @@ def test_ops_need_torch_alone():
     assert result.stdout.strip() == '9.0', result.stderr
 
 
+@COMPILES
 def test_compiled_code_keeps_the_operator_and_exported_code_has_none():
     x, w = (t.detach() for t in operands(dict(kernel_size=3, stride=1, padding=1, dilation=1)))
     graphs = []

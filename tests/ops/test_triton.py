@@ -11,7 +11,7 @@ from triton_cases import DTYPES, all_cases, case_id
 
 from mmcontext.ops import explain, local_aggregation
 
-pytest.importorskip('triton')
+pytest.importorskip('triton', minversion='3.0')
 
 _HERE = Path(__file__).parent
 

@@ -366,6 +366,8 @@ def test_options_that_do_not_fit_are_one_sentence(config, run_tool, capsys):
     if not torch.cuda.is_available():
         assert run_tool('train', config, '--amp') == 1
         assert '--amp needs an accelerator' in one_sentence(capsys)
+        assert run_tool('train', config, '--cuda-graph') == 1
+        assert '--cuda-graph needs a GPU' in one_sentence(capsys)
 
 
 def test_missing_library_is_named(config, run_tool, capsys, monkeypatch):

@@ -34,8 +34,8 @@ def test_a_fork_is_named(elsewhere):
     assert collect_env._package('nothing', 'nothing') == 'not installed'
     (elsewhere / 'thing' / '__init__.py').write_text('import nothing')
     sys.modules.pop('thing')
-    assert "cannot be imported (onedl-thing): ModuleNotFoundError: No module named 'nothing'" \
-        == collect_env._package('thing', 'thing')
+    assert collect_env._package('thing', 'thing') \
+        == "cannot be imported (onedl-thing): ModuleNotFoundError: No module named 'nothing'"
 
 
 def test_configs_are_found_by_module(monkeypatch):

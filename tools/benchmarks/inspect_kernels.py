@@ -234,15 +234,15 @@ def measure(emulator: Emulator, nvrtc: Nvrtc, archs: List[str],
 def markdown(kernels: List[Dict], shapes: List[Dict], read: str) -> str:
     """Both tables."""
     lines = [f'Accesses are counted in {read}. Estimates are counted, not measured on a GPU.', '',
-             '| shape | task | kernel | tile (rows, quads, groups) | threads | blocks | shared KB | '
-             'occupancy | floor us | estimate us |', '|' + '---|' * 10]
+             '| shape | task | kernel | tile (rows, quads, groups) | threads | blocks | '
+             'shared KB | occupancy | floor us | estimate us |', '|' + '---|' * 10]
     lines += [f"| {row['shape']} | {row['task']} | {row['kernel']} | {row['tile']} | "
               f"{row['threads']} | {row['blocks']} | {row['shared_bytes'] / 1024:.0f} | "
               f"{row['occupancy']:.0%} | {row['floor_us']} | {row['estimate_us']} |"
               for row in shapes]
-    lines += ['', '| kernel | arch | registers | spilled | memory instructions (name bytes: number) '
-              '| inner loop: multiply-adds of instructions | shared bytes per multiply-add | '
-              'compiled with |', '|' + '---|' * 8]
+    lines += ['', '| kernel | arch | registers | spilled | memory instructions (name bytes: '
+              'number) | inner loop: multiply-adds of instructions | shared bytes per '
+              'multiply-add | compiled with |', '|' + '---|' * 8]
     for row in kernels:
         accesses = ', '.join(f'{name}: {count}' for name, count in row['accesses'].items())
         inner = row['inner_loop']

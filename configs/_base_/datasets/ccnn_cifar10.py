@@ -19,7 +19,8 @@ test_pipeline = [
 ]
 
 dataset = dict(type='CIFAR10', data_root='data/cifar10', download=False)
-train_dataloader = dict(dataset=dict(dataset, split='train', indices=45000, pipeline=train_pipeline))
+train_dataloader = dict(
+    dataset=dict(dataset, split='train', indices=45000, pipeline=train_pipeline))
 # The last 5000 choose the checkpoint.
 val_dataloader = dict(
     dataset=dict(dataset, split='train', indices=-5000, pipeline=test_pipeline))

@@ -9,7 +9,8 @@ pipeline = [
 ]
 
 dataset = dict(type='MNIST', data_root='data/mnist', download=False)
-train_dataloader = dict(batch_size=100, dataset=dict(dataset, split='train', indices=55000, pipeline=pipeline))
+train_dataloader = dict(
+    batch_size=100, dataset=dict(dataset, split='train', indices=55000, pipeline=pipeline))
 # The last 5000 choose the checkpoint.
 val_dataloader = dict(
     batch_size=100, dataset=dict(dataset, split='train', indices=-5000, pipeline=pipeline))

@@ -1,10 +1,11 @@
 """Training hooks."""
 from .atomic_checkpoint_hook import AtomicCheckpointHook, AtomicLocalBackend
 from .class_count_hook import ClassCountHook, check_classes
+from .compile_hook import CompileHook
 from .exact_resume_hook import ExactResumeHook
 from .kernel_penalty_hook import KernelPenaltyHook, kernel_penalty
 from .precise_bn_hook import PreciseBNHook, update_bn_stats
 
-__all__ = ['AtomicCheckpointHook', 'AtomicLocalBackend', 'ClassCountHook', 'ExactResumeHook',
-           'KernelPenaltyHook', 'PreciseBNHook', 'check_classes', 'kernel_penalty',
-           'update_bn_stats']
+__all__ = ['AtomicCheckpointHook', 'AtomicLocalBackend', 'ClassCountHook', 'CompileHook',
+           'ExactResumeHook', 'KernelPenaltyHook', 'PreciseBNHook', 'check_classes',
+           'kernel_penalty', 'update_bn_stats']

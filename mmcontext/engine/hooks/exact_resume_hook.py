@@ -3,11 +3,17 @@ import hashlib
 from typing import Any, Dict, List, Optional
 
 import torch
-from mmengine.dist import (all_gather, all_gather_object, broadcast_object_list, get_rank,
-                           get_world_size)
+from mmengine.dist import (
+    all_gather,
+    all_gather_object,
+    broadcast_object_list,
+    get_rank,
+    get_world_size,
+)
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
+from mmengine.runner import EpochBasedTrainLoop
 from torch import Tensor, nn
 
 from mmcontext.registry import HOOKS
@@ -84,7 +90,8 @@ class ExactResumeHook(Hook):
     gradients that are accumulated and not used yet; and where in the epoch the run stands, and
     the sampler's seed. It is all in the checkpoint's ``resume_state``, as tensors, numbers and
     strings, and is set again when training resumes. Validation leaves the random states as it
-    found them, so it makes no difference whether a resumed run repeats it.
+    found them. A checkpoint is saved before the validation of its epoch or iteration, so a run
+    that resumes from it begins with that validation, which may have found the best score.
 
     The batches are numbered and begun anywhere by ``mmcontext.ResumableEpochLoop`` and
     ``mmcontext.ResumableIterLoop``, which add this hook by themselves. With other loops it
@@ -109,6 +116,7 @@ class ExactResumeHook(Hook):
         self._position = (-1, -1)
         self._before_val: Optional[Dict[str, Any]] = None
         self._training = False
+        self.validation_due = False
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Keep the state until training begins."""
@@ -122,6 +130,7 @@ class ExactResumeHook(Hook):
         if state is None:
             return
         self._seed_sampler(runner, state.get('sampler_seed'))
+        self.validation_due = self._is_validation_due(runner, state)
         problem = self._problem(runner, state)
         if problem:
             runner.logger.warning(
@@ -141,6 +150,18 @@ class ExactResumeHook(Hook):
                 parameter.grad = mine['gradients'][name].to(parameter)
         random_states.restore(mine['random'])
         runner.logger.info('Random states are those of the checkpoint.')
+
+    @staticmethod
+    def _is_validation_due(runner, state: Dict[str, Any]) -> bool:
+        """Whether the run would have validated right after it saved the checkpoint."""
+        loop = runner.train_loop
+        if runner.val_loop is None or state.get('validated', True) or state['batch'] and isinstance(
+                loop, EpochBasedTrainLoop):
+            return False
+        done, end = ((loop.epoch, loop.max_epochs) if isinstance(loop, EpochBasedTrainLoop)
+                     else (loop.iter, loop.max_iters))
+        loop._decide_current_val_interval()
+        return done >= loop.val_begin and (done % loop.val_interval == 0 or done == end)
 
     def _problem(self, runner, state: Dict[str, Any]) -> Optional[str]:
         if not state:
@@ -202,7 +223,7 @@ class ExactResumeHook(Hook):
         """Add the state, if it is that of this checkpoint."""
         meta = checkpoint['meta']
         if self._captured is not None and self._position == (meta['epoch'], meta['iter']):
-            checkpoint[KEY] = self._captured
+            checkpoint[KEY] = dict(self._captured, validated=self._before_val is not None)
 
     @staticmethod
     def _checkpoint_hooks(runner) -> List[CheckpointHook]:
@@ -219,3 +240,23 @@ class ExactResumeHook(Hook):
         self._captured = dict(
             processes=processes, batch=batch, batches=len(runner.train_dataloader),
             sampler_seed=seed if isinstance(seed, int) else None)
+
+
+class DueValidationHook(Hook):
+    """Validates at the beginning of a resumed run where the interrupted one had not come to it.
+
+    Args:
+        resumed (ExactResumeHook): What has read the checkpoint.
+    """
+
+    # After CheckpointHook, which gets ready for the best checkpoint.
+    priority = 'LOWEST'
+
+    def __init__(self, resumed: ExactResumeHook) -> None:
+        self._resumed = resumed
+
+    def before_train(self, runner) -> None:
+        """Validate."""
+        if self._resumed.validation_due:
+            self._resumed.validation_due = False
+            runner.val_loop.run()

@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
+#include <stdexcept>
 #include <tuple>
 #include <unordered_map>
 #include <utility>
@@ -221,5 +222,12 @@ TORCH_LIBRARY_FRAGMENT(mmcontext_native, m) {
   m.def("forget_kernels(int device) -> ()", &mmcontext::forget_kernels);
   m.def("set_host_launcher(int address) -> ()", &mmcontext::set_host_launcher);
   m.def("set_cuda_tiles(str text) -> ()",
-        [](std::string text) { mmcontext::set_cuda_tiles(text); });
+        [](std::string text) {
+          try {
+            mmcontext::set_cuda_tiles(text);
+          } catch (const std::invalid_argument& error) {
+            // torch 2.15 makes a RuntimeError of it.
+            TORCH_CHECK_VALUE(false, error.what());
+          }
+        });
 }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmcontext.ops.fft_conv.functional import direct_conv_impl, fft_conv_impl
 from mmcontext.ops.fft_conv.geometry import ConvGeometry, IntOrTuple, Padding, conv_geometry
-from mmcontext.ops.tracing import is_compiling, is_recording
+from mmcontext.ops.tracing import in_torch_func, is_compiling, is_recording
 
 METHOD_VARIABLE = 'MMCONTEXT_CONV_METHOD'
 _METHODS = ('auto', 'model', 'fft', 'direct')
@@ -72,6 +72,8 @@ def _no_trial_reason(x: Tensor) -> Optional[str]:
         return 'torch.compile is tracing'
     if type(x) not in (Tensor, torch.nn.Parameter) or x.device.type == 'meta':
         return 'x holds no data'
+    if in_torch_func():
+        return 'torch.func is transforming'
     if torch.are_deterministic_algorithms_enabled():
         return 'deterministic algorithms are enabled'
     if x.is_cuda and torch.cuda.is_current_stream_capturing():

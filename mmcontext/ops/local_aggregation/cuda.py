@@ -10,7 +10,7 @@ import functools
 import os
 import pathlib
 import threading
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -24,8 +24,6 @@ _SOURCES = pathlib.Path(__file__).resolve().parent.parent / 'csrc/cuda'
 # The CPU in place of a GPU: launches are planned as on an H100 and not made, but for tests that
 # name a launcher (``set_host_launcher``) and handles for it.
 HOST = -1
-host_function: Callable[[str, str, str], int] = lambda source, defines, entry: 1
-expected_on_host: Callable[[str, str], None] = lambda source, defines: None
 _HOST_LIMITS = cuda_driver.Limits(90, 132, 232448, 233472)
 _OLDEST_CAPABILITY = 70
 TILES_VARIABLE = 'MMCONTEXT_CUDA_TILES'
@@ -33,6 +31,15 @@ TILES_VARIABLE = 'MMCONTEXT_CUDA_TILES'
 _compilations = 0
 _images: Dict[Tuple[str, str, str], 'concurrent.futures.Future[bytes]'] = {}
 _lock = threading.Lock()
+
+
+def host_function(source: str, defines: str, entry: str) -> int:
+    """The handle of a kernel on the host, where the launches are not made."""
+    return 1
+
+
+def expected_on_host(source: str, defines: str) -> None:
+    """Told of the kernels that a backward pass will want."""
 
 
 def compilations() -> int:

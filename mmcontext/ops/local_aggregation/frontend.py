@@ -22,7 +22,7 @@ from mmcontext.ops.local_aggregation.shift_add import ShiftAddBackend
 from mmcontext.ops.local_aggregation.standard import aggregate_rows
 from mmcontext.ops.local_aggregation.triton_backend import TritonBackend
 from mmcontext.ops.native_library import UNAVAILABLE
-from mmcontext.ops.tracing import is_exporting, is_symbolic
+from mmcontext.ops.tracing import in_torch_func, is_exporting, is_symbolic
 
 register_backend('native', NativeBackend())
 register_backend('cuda', CudaBackend())
@@ -54,7 +54,8 @@ def standard_operators() -> Iterator[None]:
 
 def standard_operators_wanted(backend: str) -> bool:
     """Whether this call has to be made of standard torch operators."""
-    return backend == REFERENCE or _standard_only or is_exporting()
+    return (backend == REFERENCE or _standard_only or is_exporting()
+            or in_torch_func())
 
 
 def make_geometry(kernel_size: IntPair, stride: IntPair, padding: IntPair, dilation: IntPair,
