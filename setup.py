@@ -125,7 +125,8 @@ def native_kernels() -> dict:
     """setup() arguments for the C++ kernels; {'missing': reason} where they cannot be built.
 
     ``MMCONTEXT_WITH_NATIVE=0`` leaves them out. The package works without them, more slowly
-    on CPU.
+    on CPU. ``MMCONTEXT_SANITIZE=address`` builds them for the address sanitizer
+    (CONTRIBUTING.md).
     """
     sources = sorted(glob('mmcontext/ops/csrc/*.cpp'))
     if os.environ.get('MMCONTEXT_WITH_NATIVE', '1') == '0':
@@ -156,6 +157,10 @@ def native_kernels() -> dict:
               '-Wno-unknown-pragmas'])
     # GCC's OpenMP comes with torch; clang's is another library.
     link = ['-fopenmp'] if 'clang' in os.environ.get('CXX', '') else []
+    sanitizer = os.environ.get('MMCONTEXT_SANITIZE')
+    if sanitizer:
+        flags += [f'-fsanitize={sanitizer}', '-fno-omit-frame-pointer', '-O1', '-g1']
+        link += [f'-fsanitize={sanitizer}']
     # torch's C++ interface changes with its minor version: mmcontext/ops/native_library.py loads
     # the library that carries the running one's in its name.
     extension = CppExtension(f'mmcontext.ops._native_torch{"_".join(torch_version())}', sources,

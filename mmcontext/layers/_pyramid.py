@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcontext.layers._geometry import ContextLayer
-from mmcontext.layers.conv_norm import fused
+from mmcontext.layers.conv_norm import run_together
 from mmcontext.ops.arguments import IntPair, per_axis
 
 
@@ -79,5 +79,5 @@ class PyramidConv2d(ContextLayer):
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""
         if len(self.convs) == 1:
-            return fused(x, self.convs[0])
-        return torch.cat([fused(x, conv) for conv in self.convs], dim=-3)
+            return run_together(x, self.convs[0])
+        return torch.cat([run_together(x, conv) for conv in self.convs], dim=-3)

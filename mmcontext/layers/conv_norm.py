@@ -1,187 +1,75 @@
-"""Convolution, norm and activation, which are one pass at inference on the CPU.
+"""Convolution, norm, residual and activation as modules that belong together.
 
-Everywhere else, and wherever a module is not what is known here or somebody has hooked or
-changed it, the modules are called one after the other.
+At inference on the CPU they are one call of :func:`mmcontext.ops.conv_norm_act`. Everywhere else,
+and wherever a module is of another kind or somebody has hooked or changed it, the modules are
+called one after the other.
 """
-import platform
-from typing import Iterable, Optional, Sequence, Tuple
+from typing import Iterable, Optional
 
 import torch
-import torch.nn.functional as F
 from mmcv.cnn import ConvModule, build_activation_layer
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmcontext.layers._modules import has_global_hooks, is_plain, is_touched
-from mmcontext.layers.norms import build_norm, fit_norm_cfg, lacks_statistics, normalise
-from mmcontext.ops import grouped_conv2d, native_library
-from mmcontext.ops.arguments import output_size
-from mmcontext.ops.tracing import is_compiling, is_observed, is_symbolic, is_transformed
+from mmcontext.layers.norms import build_norm, fit_norm_cfg, normalise
+from mmcontext.ops import grouped_conv2d
+from mmcontext.ops.conv_norm_act import (
+    BatchNorm,
+    Convolution,
+    GroupNorm,
+    compiled_method,
+    run_compiled,
+)
+from mmcontext.ops.conv_norm_act.arguments import Norm
+from mmcontext.ops.tracing import is_symbolic
 
 _ACTIVATIONS = {type(None): 'none', nn.Identity: 'none', nn.ReLU: 'relu', nn.SiLU: 'silu'}
-_NORMS = (_BatchNorm, nn.GroupNorm)
-_NO_NORM = (None, None, None, None, 0.)  # as _statistics has it
-# Elsewhere it has not been compared with the libraries at hand.
-_CONVOLVES = (not native_library.UNAVAILABLE
-              and platform.machine().lower() in ('x86_64', 'amd64'))
-
-
-def _is_autocast() -> bool:
-    if hasattr(torch, 'get_autocast_dtype'):  # torch 2.4
-        return torch.is_autocast_enabled('cpu')
-    return torch.is_autocast_cpu_enabled()
-
-
-def at_inference(x: Tensor) -> bool:
-    """Whether ``x`` is a float32 map on the CPU and nothing but numbers is wanted of it."""
-    return (type(x) is Tensor and x.dtype is torch.float32 and x.is_cpu and x.dim() == 4
-            and not (torch.is_grad_enabled() or is_compiling() or torch.jit.is_tracing()
-                     or is_transformed() or is_observed() or _is_autocast()
-                     or has_global_hooks()))
-
-
-def _layout(x: Tensor) -> Optional[torch.memory_format]:
-    """The memory format of a map without gaps, channels-last where it is both; else None."""
-    for layout in (torch.channels_last, torch.contiguous_format):
-        if x.is_contiguous(memory_format=layout):
-            return layout
-    return None
 
 
 def faster_by_pixel(x: Tensor) -> bool:
-    """Whether a contiguous ``x`` is worth turning channels-last for what :func:`fused` and the
-    C++ kernels make of it, now that no gradient is wanted."""
-    return (at_inference(x) and x.is_contiguous() and not native_library.UNAVAILABLE
+    """Whether a contiguous ``x`` is worth turning channels-last for what :func:`run_together` and
+    the C++ kernels make of it, now that no gradient is wanted."""
+    return (bool(compiled_method(x)) and x.is_contiguous()
             and torch.backends.mkldnn.is_available())
 
 
-def channel_means(*maps: Tensor) -> Tensor:
-    """Mean over the pixels, [B, C, 1, 1], of the sum of maps [B, C, H, W] of one size."""
-    if not native_library.UNAVAILABLE and all(
-            at_inference(x) and _layout(x) is not None for x in maps):
-        return torch.ops.mmcontext_native.channel_means(maps)
-    # Of each: the sum of the maps is never written.
-    return sum(x.mean(dim=(2, 3), keepdim=True) for x in maps)
+def _is_nothing(module: Optional[nn.Module]) -> bool:
+    """Whether there is no module, or what mmcv's ``fuse_conv_bn`` leaves of one."""
+    return module is None or (type(module) is nn.Identity and not is_touched(module))
 
 
-def _is_nothing(module: nn.Module) -> bool:
-    return type(module) is nn.Identity and not is_touched(module)
+def _convolution(conv: nn.Module) -> Optional[Convolution]:
+    """What a convolution does; None where it has to be called to know."""
+    if (type(conv) is not nn.Conv2d or conv.padding_mode != 'zeros'
+            or type(conv.padding) is not tuple or is_touched(conv)):
+        return None
+    return Convolution(conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation,
+                       conv.groups)
 
 
-def _convolve(conv: nn.Module, x: Tensor) -> Tensor:
-    """``conv(x)``; on the CPU a stride of a 1x1 convolution is taken first, as oneDNN steps
-    slowly, and on a GPU narrow groups are run by what is fastest for them."""
-    if x.is_cuda:
-        if conv.groups > 1 and conv.padding_mode == 'zeros' and is_plain(conv, nn.Conv2d):
-            return grouped_conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding,
-                                  conv.dilation, conv.groups)
-        return conv(x)
-    if (type(conv) is nn.Conv2d and conv.kernel_size == (1, 1) and conv.stride != (1, 1)
-            and conv.padding == (0, 0) and not is_touched(conv)):
-        x = x[:, :, ::conv.stride[0], ::conv.stride[1]].contiguous(
-            memory_format=_layout(x) or torch.contiguous_format)
-        return F.conv2d(x, conv.weight, conv.bias, groups=conv.groups)
+def _norm(norm: nn.Module) -> Optional[Norm]:
+    """What a norm does that takes statistics as they are, or as its groups have them, or None."""
+    if is_touched(norm) or (norm.training and type(norm) is not nn.GroupNorm):
+        return None
+    # (All batch norms have one forward, whatever shapes they check for.)
+    if getattr(type(norm), 'forward', None) is nn.BatchNorm2d.forward:
+        mean = norm.running_mean
+        if mean is None or mean.dtype is not torch.float32:
+            return None
+        return BatchNorm(mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+    # One channel a group may be one value a group: `normalise` has to see it.
+    if type(norm) is nn.GroupNorm and norm.num_groups < norm.num_channels:
+        return GroupNorm(norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return None
+
+
+def _call_conv(conv: nn.Module, x: Tensor) -> Tensor:
+    """``conv(x)``; on a GPU narrow groups are run by what is fastest for them."""
+    if (is_plain(conv, nn.Conv2d) and conv.groups > 1 and conv.padding_mode == 'zeros'
+            and not is_symbolic(x) and x.is_cuda):
+        return grouped_conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding,
+                              conv.dilation, conv.groups)
     return conv(x)
-
-
-def _out_shape(conv: nn.Conv2d, x: Tensor) -> Tuple[int, ...]:
-    return (x.shape[0], conv.out_channels, *output_size(
-        x.shape[2:], conv.kernel_size, conv.stride, conv.padding, conv.dilation))
-
-
-def _convolved_by_pixel(conv: nn.Module, x: Tensor) -> bool:
-    """Whether the C++ convolution of channels-last maps serves, and is the faster one.
-
-    It is where oneDNN would lay out weights for long that few pixels read, and level with it
-    elsewhere; narrow groups, narrow outputs of large kernels, and single pixels are oneDNN's.
-    """
-    if (not _CONVOLVES or type(conv) is not nn.Conv2d or is_touched(conv)
-            or conv.padding_mode != 'zeros' or type(conv.padding) is not tuple
-            or _layout(x) is not torch.channels_last
-            or x.shape[0] * x.shape[2] * x.shape[3] < 8):
-        return False
-    weight = conv.weight
-    outputs, depth = weight.shape[0] // conv.groups, weight.shape[1]
-    taps = weight.shape[2] * weight.shape[3]
-    return (weight.dtype is torch.float32 and weight.is_cpu and x.shape[1] == conv.in_channels
-            and depth >= 16 and taps * depth <= 8192 and outputs >= (8 if taps == 1 else 32)
-            and min(_out_shape(conv, x)) > 0
-            and _layout(weight) is not None)
-
-
-def _statistics(norm: Optional[nn.Module]) -> Optional[tuple]:
-    """Mean, variance, weight, bias and eps of a batch norm that takes them as they are, or None."""
-    if (not isinstance(norm, _BatchNorm) or type(norm).forward is not _BatchNorm.forward
-            or norm.training or is_touched(norm)):
-        return None
-    mean, variance = norm._buffers['running_mean'], norm._buffers['running_var']
-    if mean is None or mean.dtype is not torch.float32:
-        return None
-    return mean, variance, norm._parameters['weight'], norm._parameters['bias'], norm.eps
-
-
-def _fits(residual: Optional[Tensor], shape: Sequence[int], layout: torch.memory_format) -> bool:
-    """Whether a residual, if there is one, can be added where its map is written."""
-    return residual is None or (residual.dtype is torch.float32 and residual.shape == shape
-                                and residual.is_contiguous(memory_format=layout))
-
-
-def _norm_act(x: Tensor, norm: nn.Module, act: Optional[nn.Module], residual: Optional[Tensor],
-              overwrite: bool) -> Optional[Tensor]:
-    """``act(norm(x) + residual)`` by the C++ kernels; None where they do not serve."""
-    layout = _layout(x)
-    native_library.warn_if_missing()
-    if (native_library.UNAVAILABLE or x.dtype is not torch.float32  # a module may have changed it
-            or layout is None or not _fits(residual, x.shape, layout)):
-        return None
-    kernels, activation = torch.ops.mmcontext_native, _ACTIVATIONS[type(act)]
-    if (type(norm) is nn.GroupNorm and residual is None and not is_touched(norm)
-            and not lacks_statistics(norm, x)):
-        return kernels.group_norm_act(x, norm.num_groups, norm._parameters['weight'],
-                                      norm._parameters['bias'], norm.eps, activation,
-                                      out=x if overwrite else torch.empty_like(x))
-    statistics = _statistics(norm)
-    if statistics is None:
-        return None
-    return kernels.batch_norm_act(x, *statistics, residual, activation,
-                                  out=x if overwrite else torch.empty_like(x))
-
-
-def _conv_norm_act(x: Tensor, conv: nn.Conv2d, statistics: Optional[tuple],
-                   act: Optional[nn.Module], residual: Optional[Tensor]) -> Tensor:
-    """``act(norm(conv(x)) + residual)`` of a channels-last ``x`` in one pass."""
-    return torch.ops.mmcontext_native.conv_norm_act(
-        x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups,
-        *(statistics or _NO_NORM), residual, _ACTIVATIONS[type(act)])
-
-
-def _first_together(x: Tensor, modules: Sequence[nn.Module], residual: Optional[Tensor],
-                    overwrite: bool) -> Tuple[Optional[Tensor], int]:
-    """What the C++ kernels make of the first modules in one pass, and of how many; or None."""
-    conv = modules[0] if _convolved_by_pixel(modules[0], x) else None
-    count = int(conv is not None)
-    # What mmcv's fuse_conv_bn leaves of a norm.
-    while 0 < count < len(modules) - 1 and _is_nothing(modules[count]):
-        count += 1
-    norm = modules[count] if count < len(modules) else None
-    statistics = None if conv is None else _statistics(norm)
-    if conv is not None:
-        count += statistics is not None
-    elif isinstance(norm, _NORMS):
-        count += 1
-    else:
-        return None, 0
-    act = modules[count] if count < len(modules) else None
-    if type(act) not in _ACTIVATIONS or is_touched(act):
-        act = None
-    added = residual if act is not None and count + 1 == len(modules) else None
-    if conv is None:
-        y = _norm_act(x, norm, act, added, overwrite)
-    else:
-        if not _fits(added, _out_shape(conv, x), torch.channels_last):
-            act = added = None
-        y = _conv_norm_act(x, conv, statistics, act, added)
-    return y, count + (act is not None)
 
 
 def _looked_into(modules: Iterable[nn.Module]) -> bool:
@@ -201,47 +89,88 @@ def add_to_output(x: Tensor, residual: Tensor, makers: Iterable[nn.Module]) -> T
     return x.add_(residual)
 
 
-def fused(x: Tensor, *modules: nn.Module, residual: Optional[Tensor] = None,
-          overwrite: bool = False) -> Tensor:
-    """What the modules make of ``x``, one after the other.
+def _finish(x: Tensor, makers: Iterable[nn.Module], act: Optional[nn.Module],
+            residual: Optional[Tensor]) -> Tensor:
+    if residual is not None:
+        x = add_to_output(x, residual, makers)
+    elif getattr(act, 'inplace', False) and makers and _looked_into(makers):
+        x = x.clone()
+    return x if act is None else act(x)
+
+
+def run_together(x: Tensor, conv: Optional[nn.Module] = None, norm: Optional[nn.Module] = None,
+                 act: Optional[nn.Module] = None, residual: Optional[Tensor] = None) -> Tensor:
+    """``act(norm(conv(x)) + residual)``.
+
+    :class:`ConvNormAct` for modules whose parameters have names of their own.
 
     Args:
         x: [B, C, H, W].
-        modules: Of any kind; it is convolutions, norms and activations that are fused.
-        residual: What is added in front of the last module, the activation. None for nothing.
-        overwrite: Whether nobody else reads ``x`` any more.
+        conv: A convolution, or any module in its place. None for none.
+        norm: A norm of any kind. None for none.
+        act: An activation of any kind. None for none.
+        residual: What is added in front of the activation. None for nothing.
     """
-    fast = at_inference(x)
-    index, last = 0, len(modules) - 1
-    while index <= last:
-        if index == last and residual is not None:
-            x = add_to_output(x, residual, modules[:index])
-        if fast:
-            y, count = _first_together(x, modules[index:], residual, overwrite)
-            if y is not None:
-                # y is nobody else's: the modules that others look into have not run here.
-                x, overwrite = y, True
-                index += count
-                continue
-        module = modules[index]
-        if getattr(module, 'inplace', False) and index and _looked_into(modules[:index]):
-            x = x.clone()
-        if type(module) is nn.Conv2d and (fast or type(x) is Tensor and x.is_cuda):
-            x = _convolve(module, x)
-        else:
-            x = normalise(module, x)
-        # A hook may have kept the output.
-        overwrite = type(module) is nn.Conv2d and not is_touched(module)
-        index += 1
-    return x
+    method = '' if has_global_hooks() else compiled_method(x)
+    convolution = statistics = None
+    if conv is not None:
+        convolution = _convolution(conv) if method else None
+        if convolution is None:
+            x = _call_conv(conv, x)
+            method = method and compiled_method(x)  # which the module may have changed
+    if not _is_nothing(norm):
+        statistics = _norm(norm) if method else None
+        if statistics is None:
+            if convolution is not None:
+                x, convolution = run_compiled(x, convolution, method=method), None
+            x = normalise(norm, x)
+    if convolution is None and statistics is None:
+        makers = [module for module in (conv, norm) if module is not None]
+        if residual is not None and not makers:
+            x, residual = x + residual, None
+        return _finish(x, makers, act, residual)
+    activation = None if is_touched(act) else _ACTIVATIONS.get(type(act))
+    if activation is None:
+        return _finish(run_compiled(x, convolution, statistics, method=method), (), act, residual)
+    return run_compiled(x, convolution, statistics, activation, residual, method)
 
 
-class FusedSequential(nn.Sequential):
-    """``Sequential`` that at inference runs convolution, norm and activation together."""
+class ConvNormAct(nn.Sequential):
+    """Convolution, norm and activation, in one pass at inference.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> what the modules make of it."""
-        return fused(x, *self._modules.values())
+    The modules have the names '0', '1', ... of a ``Sequential`` of those that are given, in the
+    order of the arguments but for ``pool``, which comes first.
+
+    Args:
+        conv: A convolution, or any module in its place. None for none.
+        norm: A norm of any kind. None for none.
+        act: An activation of any kind. None for none.
+        pool: What stands in front of the convolution. None for nothing.
+    """
+
+    def __init__(self, conv: Optional[nn.Module] = None, norm: Optional[nn.Module] = None,
+                 act: Optional[nn.Module] = None, pool: Optional[nn.Module] = None) -> None:
+        parts = dict(pool=pool, conv=conv, norm=norm, act=act)
+        given = [name for name, module in parts.items() if module is not None]
+        super().__init__(*(parts[name] for name in given))
+        self._names = {name: str(index) for index, name in enumerate(given)}
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return nn.Sequential(*list(self)[index])
+        return super().__getitem__(index)
+
+    def part(self, name: str) -> Optional[nn.Module]:
+        """The module that now stands for 'conv', 'norm', 'act' or 'pool'; None where none does."""
+        name = self._names.get(name)
+        return None if name is None else getattr(self, name)
+
+    def forward(self, x: Tensor, residual: Optional[Tensor] = None) -> Tensor:
+        """[B, C, H, W] -> ``act(norm(conv(pool(x))) + residual)``."""
+        pool = self.part('pool')
+        if pool is not None:
+            x = pool(x)
+        return run_together(x, self.part('conv'), self.part('norm'), self.part('act'), residual)
 
 
 class FusedConvModule(ConvModule):
@@ -260,25 +189,17 @@ class FusedConvModule(ConvModule):
         if (self.order != ('conv', 'norm', 'act') or self.with_explicit_padding
                 or getattr(self, 'efficient_conv_bn_eval_forward', None) is not None):
             return super().forward(x, activate, norm)
-        modules = [self.conv]
-        if norm and self.with_norm:
-            modules.append(self.norm)
-        if activate and self.with_activation:
-            modules.append(self.activate)
-        return fused(x, *modules)
+        return run_together(x, self.conv, self.norm if norm and self.with_norm else None,
+                            self.activate if activate and self.with_activation else None)
 
 
 def conv_norm_act(in_channels: int, out_channels: int, kernel_size, norm_cfg: Optional[dict],
-                  act_cfg: Optional[dict], **conv_options) -> FusedSequential:
+                  act_cfg: Optional[dict], **conv_options) -> ConvNormAct:
     """Convolution, norm (BN unless ``norm_cfg`` says otherwise) and activation.
 
     ``ConvModule`` would do, but warns of every convolution bias in front of a norm, and some of
     the published layers have one.
     """
-    modules = [
-        nn.Conv2d(in_channels, out_channels, kernel_size, **conv_options),
-        build_norm(norm_cfg, out_channels)
-    ]
-    if act_cfg is not None:
-        modules.append(build_activation_layer(act_cfg))
-    return FusedSequential(*modules)
+    return ConvNormAct(nn.Conv2d(in_channels, out_channels, kernel_size, **conv_options),
+                       build_norm(norm_cfg, out_channels),
+                       None if act_cfg is None else build_activation_layer(act_cfg))

@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcontext.layers._geometry import DynamicKernelLayer, IntPair, same_padding
-from mmcontext.layers.conv_norm import FusedSequential, channel_means, conv_norm_act, fused
+from mmcontext.layers.conv_norm import conv_norm_act, run_together
 from mmcontext.layers.norms import build_norm
 from mmcontext.ops import local_aggregation
+from mmcontext.ops.conv_norm_act import channel_means
 from mmcontext.registry import MODELS
 
 _SHARE_CHANNELS = 8
@@ -87,8 +88,8 @@ class CoT2d(DynamicKernelLayer):
         self.span = nn.Conv2d(half, kernel_groups * taps, 1, groups=cardinality)
         self.span_norm = nn.GroupNorm(kernel_groups, kernel_groups * taps)
         attention = max(half, 32)
-        self.attend = FusedSequential(conv_norm_act(in_channels, attention, 1, norm_cfg, relu),
-                                      nn.Conv2d(attention, 2 * in_channels, 1))
+        self.attend = nn.Sequential(conv_norm_act(in_channels, attention, 1, norm_cfg, relu),
+                                    nn.Conv2d(attention, 2 * in_channels, 1))
         self._kernel_shape = (kernel_groups // cardinality, taps)
 
     def _join(self, x: Tensor, key: Tensor) -> Tensor:
@@ -115,9 +116,9 @@ class CoT2d(DynamicKernelLayer):
         if self.stride != (1, 1):
             x = F.avg_pool2d(x, 3, self.stride, padding=1)
         key = self.key(x)
-        kernels = fused(self.embed(self._join(x, key)), self.span, self.span_norm)
-        dynamic = fused(self._aggregate(self.value(x), kernels), self.norm, self.act,
-                        overwrite=True)
+        kernels = run_together(self.embed(self._join(x, key)), self.span, self.span_norm)
+        dynamic = run_together(self._aggregate(self.value(x), kernels), norm=self.norm,
+                               act=self.act)
         logits = self.attend(channel_means(dynamic, key))
         logits = logits.view(x.shape[0], self.in_channels, 2, 1, 1)
         # A softmax over two is a sigmoid of their difference, and its use an interpolation: one

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from mmcontext.layers._geometry import DynamicKernelLayer
 from mmcontext.layers._modules import is_plain
-from mmcontext.layers.conv_norm import conv_norm_act, fused
+from mmcontext.layers.conv_norm import conv_norm_act, run_together
 from mmcontext.ops import fused_involution, local_aggregation
 from mmcontext.ops.arguments import IntPair
 from mmcontext.ops.local_aggregation.by_rows import span_by_rows, wants_rows
@@ -102,7 +102,7 @@ class Involution2d(DynamicKernelLayer):
         if wants_rows(r) and is_plain(self.span, nn.Conv2d):
             w = span_by_rows(r, self.span.weight, self.span.bias)
         else:
-            w = fused(r, self.span)
+            w = run_together(r, self.span)
         # (Not unflatten: behind it the ONNX exporter takes all sizes for constants.)
         return w.view(w.shape[0], self.kernel_groups, self._taps, w.shape[2], w.shape[3])
 

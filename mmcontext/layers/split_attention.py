@@ -3,8 +3,9 @@ from typing import Optional
 from torch import Tensor, nn
 
 from mmcontext.layers._geometry import ContextLayer
-from mmcontext.layers.conv_norm import FusedSequential, channel_means, conv_norm_act
+from mmcontext.layers.conv_norm import conv_norm_act
 from mmcontext.ops.arguments import IntPair
+from mmcontext.ops.conv_norm_act import channel_means
 from mmcontext.registry import MODELS
 
 
@@ -44,7 +45,7 @@ class SplitAttentionConv2d(ContextLayer):
         self.conv = conv_norm_act(in_channels, self.out_channels, self.kernel_size, norm_cfg,
                                   swish, stride=self.stride, padding=self.padding,
                                   dilation=self.dilation, groups=groups, bias=bias)
-        self.gate = FusedSequential(
+        self.gate = nn.Sequential(
             conv_norm_act(self.out_channels, hidden, 1, norm_cfg, swish),
             nn.Conv2d(hidden, self.out_channels, 1))
 

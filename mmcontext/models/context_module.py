@@ -6,7 +6,7 @@ from mmcv.cnn import build_activation_layer, build_norm_layer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmcontext.layers.conv_norm import fused
+from mmcontext.layers.conv_norm import run_together
 from mmcontext.layers.norms import fit_norm_cfg
 from mmcontext.ops.tracing import is_symbolic
 from mmcontext.registry import MODELS
@@ -77,8 +77,7 @@ class ContextModule(nn.Module):
         return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        modules = (self.conv, self.norm, self.activate)
-        return fused(x, *(module for module in modules if module is not None))
+        return run_together(x, self.conv, self.norm, self.activate)
 
     def _forward_empty(self, x: Tensor) -> Tensor:
         # A batch norm fed nothing would turn its running statistics into NaN. One blank

@@ -1,6 +1,7 @@
 """Pure functions on tensors; nothing here imports more than torch (and triton, lazily)."""
 import sys
 
+from mmcontext.ops.conv_norm_act import conv_norm_act, explain_conv_norm_act
 from mmcontext.ops.fft_conv import (
     convolve,
     direct_conv,
@@ -16,8 +17,9 @@ from mmcontext.ops.local_aggregation import (
 )
 
 __all__ = [
-    'convolve', 'direct_conv', 'explain', 'explain_grouped_conv', 'explain_method', 'fft_conv',
-    'fused_involution', 'grouped_conv2d', 'local_aggregation', 'standard_operators'
+    'conv_norm_act', 'convolve', 'direct_conv', 'explain', 'explain_conv_norm_act',
+    'explain_grouped_conv', 'explain_method', 'fft_conv', 'fused_involution', 'grouped_conv2d',
+    'local_aggregation', 'standard_operators'
 ]
 
 if not hasattr(sys.modules['mmcontext'], 'register_safe_globals'):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mmcontext.layers import CoT2d, Involution2d
-from mmcontext.layers.conv_norm import channel_means
+from mmcontext.ops.conv_norm_act import channel_means
 
 KINDS = (Involution2d, CoT2d)
 

@@ -1,4 +1,4 @@
-"""Norm, residual and activation in one pass: the numbers of the modules, and when not to."""
+"""Modules that belong together: their numbers, what one call takes, and when each is called."""
 import itertools
 
 import pytest
@@ -8,146 +8,184 @@ from mmengine.model.utils import revert_sync_batchnorm
 from torch import nn
 
 from mmcontext.layers import conv_norm
-from mmcontext.layers.conv_norm import FusedConvModule, FusedSequential, channel_means, fused
+from mmcontext.layers.conv_norm import ConvNormAct, FusedConvModule, run_together
 from mmcontext.models.backbones import CoResNet, CoTNet, RedNet
 from mmcontext.ops import native_library
+from mmcontext.ops.conv_norm_act import METHOD_VARIABLE
 from mmcontext.ops.native_library import instruction_sets
 
 LAYOUTS = {'contiguous': torch.contiguous_format, 'channels-last': torch.channels_last}
-needs_library = pytest.mark.skipif(not instruction_sets(), reason='installed without a compiler')
+COMPILED = bool(instruction_sets())
+needs_library = pytest.mark.skipif(not COMPILED, reason='installed without a compiler')
 
 
-def _norm(kind, channels):
-    norm = {'batch': lambda: nn.BatchNorm2d(channels),
-            'batch-plain': lambda: nn.BatchNorm2d(channels, affine=False),
-            'reverted': lambda: revert_sync_batchnorm(nn.SyncBatchNorm(channels)),
-            'group': lambda: nn.GroupNorm(channels // 3, channels),
-            'group-plain': lambda: nn.GroupNorm(1, channels, affine=False)}[kind]()
+@pytest.fixture
+def passes(monkeypatch):
+    """What each call of the operator took: convolution, norm, activation, residual."""
+    taken, original = [], conv_norm.run_compiled
+
+    def spy(x, conv=None, norm=None, activation='none', residual=None, method='auto'):
+        given = dict(c=conv, n=norm, a=activation != 'none' or None, r=residual)
+        taken.append(''.join(letter for letter, part in given.items() if part is not None))
+        return original(x, conv, norm, activation, residual, method)
+
+    monkeypatch.setattr(conv_norm, 'run_compiled', spy)
+    return taken
+
+
+def _by_pixel(x):
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _norm(channels, kind=nn.BatchNorm2d, **options):
+    norm = kind(channels, **options).eval()
     for tensor in itertools.chain(norm.parameters(), norm.buffers()):
         if tensor.is_floating_point():
             tensor.detach().uniform_(0.5, 2)
-    return norm.eval()
+    return norm
 
 
-def _operators(call):
-    """Names of the native operators that ``call`` runs."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        call()
-    return {event.key for event in profile.key_averages() if 'mmcontext_native' in event.key}
+def _conv(outputs=32, **options):
+    return nn.Conv2d(16, outputs, 3, **{'padding': 1, **options})
+
+
+def _block(**parts):
+    return ConvNormAct(**{**dict(conv=_conv(), norm=_norm(32), act=nn.ReLU()), **parts})
+
+
+class _Doubled(nn.BatchNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
 
 
 @needs_library
-@pytest.mark.parametrize('act', [None, nn.ReLU(), nn.SiLU()], ids=['none', 'relu', 'silu'])
-@pytest.mark.parametrize('kind', ['batch', 'batch-plain', 'reverted', 'group', 'group-plain'])
-@pytest.mark.parametrize('layout', LAYOUTS)
-@pytest.mark.parametrize('isa', instruction_sets())
-def test_equals_the_modules(isa, layout, kind, act, monkeypatch):
-    """Float32 of the kernels against float64 of torch: 2e-6 of the largest value."""
-    monkeypatch.setenv('MMCONTEXT_CPU_ISA', isa)
+@pytest.mark.parametrize('parts, residual, expected', [
+    (dict(), False, ['cna']),
+    (dict(), True, ['cnar']),
+    (dict(act=nn.GELU()), True, ['cn']),
+    (dict(act=nn.SiLU()), True, ['cnar']),
+    (dict(act=None), True, ['cnr']),
+    (dict(norm=None), True, ['car']),
+    (dict(norm=nn.Identity()), True, ['car']),
+    (dict(conv=nn.Conv2d(16, 32, 3, bias=False)), False, ['cna']),
+    (dict(norm=nn.GroupNorm(4, 32)), True, ['cnar']),
+    (dict(norm=nn.GroupNorm(32, 32)), False, ['c']),
+    (dict(norm=revert_sync_batchnorm(nn.SyncBatchNorm(32))), True, ['c']),  # in training mode
+    (dict(norm=revert_sync_batchnorm(_norm(32, nn.SyncBatchNorm)).eval()), True, ['cnar']),
+    (dict(norm=_norm(32, affine=False)), True, ['cnar']),
+    (dict(norm=_norm(32, track_running_stats=False)), True, ['c']),
+    (dict(norm=_norm(32, _Doubled)), False, ['c']),
+    (dict(norm=nn.InstanceNorm2d(32)), True, ['c']),
+    (dict(conv=_conv(padding_mode='reflect')), True, ['nar']),
+    (dict(conv=_conv(padding='same')), True, ['nar']),
+    (dict(conv=nn.Sequential(_conv(), nn.Dropout(0.))), True, ['nar']),
+    (dict(conv=None, norm=_norm(16)), False, ['na']),
+    (dict(conv=None, norm=None), True, []),
+    (dict(pool=nn.MaxPool2d(3, 1, 1)), True, ['cnar']),
+], ids=str)
+def test_what_one_call_takes(parts, residual, expected, passes):
     torch.manual_seed(0)
-    # Rows that fill vectors of every width, some and none; rows of one; several chunks of pixels.
-    for batch, channels, height, width in ((2, 48, 5, 7), (1, 24, 9, 31), (3, 21, 2, 2),
-                                           (2, 12, 1, 1)):
-        norm = _norm(kind, channels)
-        x, residual = (20 * torch.randn(batch, channels, height, width).contiguous(
-            memory_format=LAYOUTS[layout]) + 5 for _ in range(2))
-        for other in (None, residual) if 'group' not in kind else (None, ):
-            expected = norm.double()(x.double())
-            expected = expected if other is None else expected + other
-            expected = expected if act is None else act(expected)
-            norm.float()
-            with torch.no_grad():
-                before = x.clone()
-                operators = _operators(lambda: fused(x, norm, *filter(None, [act])))
-                actual = fused(x, norm, act or nn.Identity(), residual=other)
-                assert torch.equal(x, before)
-                in_place = fused(x.clone(memory_format=torch.preserve_format), norm,
-                                 act or nn.Identity(), residual=other, overwrite=True)
-            family = 'group' if 'group' in kind else 'batch'
-            assert operators == {f'mmcontext_native::{family}_norm_act'}
-            assert actual.stride() == x.stride() and torch.equal(actual, in_place)
-            error = (actual - expected).abs().max() / expected.abs().max()
-            assert error < 2e-6, (channels, height, width)
+    block, x = _block(**parts), _by_pixel(torch.randn(2, 16, 9, 8))
+    act = block.part('act') or nn.Identity()
+    reference = block[:len(block) - (block.part('act') is not None)](x)
+    other = torch.randn_like(reference) if residual else None
+    reference = act(reference if other is None else reference + other)
+    with torch.no_grad():
+        actual = block(x, other)
+    assert passes == expected
+    torch.testing.assert_close(actual, reference, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(block(x, other), reference, rtol=1e-4, atol=1e-5)
+
+
+def test_modules_have_the_names_of_a_sequential():
+    block = _block(pool=nn.MaxPool2d(2))
+    assert list(block.state_dict())[0] == '1.weight' and block[1] is block.part('conv')
+    assert type(block[1:]) is nn.Sequential and len(block[1:]) == 3
+    block[2] = other = nn.GroupNorm(1, 32)
+    assert block.part('norm') is other
 
 
 @needs_library
-@pytest.mark.parametrize('layout', LAYOUTS)
-def test_nan_stays_and_extremes_are_tame(layout):
-    norm = nn.BatchNorm2d(16, affine=False, eps=0.).eval()
-    x = torch.tensor([float('nan'), 1e30, -1e30, 100., -100., 0.]).repeat(1, 16, 3, 1)
-    x = x.contiguous(memory_format=LAYOUTS[layout])
+def test_a_residual_of_another_layout_or_dtype_is_added_all_the_same(passes):
+    block, x, other = _block(), _by_pixel(torch.randn(2, 16, 9, 8)), torch.randn(2, 32, 9, 8)
     with torch.no_grad():
-        for act in (nn.ReLU(), nn.SiLU()):
-            torch.testing.assert_close(fused(x, norm, act), act(x), equal_nan=True, rtol=1e-6,
-                                       atol=1e-35)
+        for residual in (other, other[:, :, :1, :1], other.double()):
+            expected = (block[1](block[0](x)) + residual).relu()
+            torch.testing.assert_close(block(x, residual), expected, rtol=1e-4, atol=1e-5)
+    assert passes == ['cnar'] * 3
 
 
-@pytest.mark.parametrize('layout', LAYOUTS)
-@pytest.mark.parametrize('shape', [(2, 24, 9, 31), (1, 21, 1, 1), (3, 5, 1, 70)], ids=str)
-def test_channel_means(shape, layout):
-    maps = [torch.randn(shape).contiguous(memory_format=LAYOUTS[layout]) + 3 for _ in range(2)]
-    maps.append(torch.randn(shape))
-    expected = sum(x.double().mean((2, 3), keepdim=True) for x in maps)
+@pytest.mark.parametrize('gradients', [False, True])
+@pytest.mark.parametrize('place, expected', [
+    (0, ['na', 'nar']), (1, ['c', 'c']), (2, ['cn', 'cn'])])
+def test_hooked_modules_run_themselves(place, expected, gradients, passes):
+    """And what a hook keeps stays what it was."""
+    block, seen = _block(act=nn.ReLU(inplace=True)), []
+    x = _by_pixel(torch.randn(2, 16, 9, 8))
+    reference = nn.Sequential(*(*list(block)[:2], nn.ReLU()))(x).detach()
+    block[place].register_forward_hook(lambda _, __, out: seen.append((out, out.clone())))
+    with torch.set_grad_enabled(gradients):
+        for residual in (None, torch.zeros_like(reference)):
+            torch.testing.assert_close(block(x, residual), reference, rtol=1e-4, atol=1e-5)
+    assert len(seen) == 2 and all(torch.equal(now, then) for now, then in seen)
+    assert passes == (expected if COMPILED and not gradients else [])
+
+
+def test_global_hooks_run():
+    block, seen = _block(), []
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, args, output: seen.append(type(module)))
     with torch.no_grad():
-        torch.testing.assert_close(channel_means(*maps).double(), expected, rtol=1e-6, atol=1e-6)
-        if instruction_sets():
-            assert _operators(lambda: channel_means(*maps)) == {'mmcontext_native::channel_means'}
-    torch.testing.assert_close(channel_means(*maps).double(), expected, rtol=1e-5, atol=1e-5)
+        block(torch.randn(1, 16, 5, 5))
+    handle.remove()
+    assert seen == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, ConvNormAct]
 
 
 @needs_library
-def test_group_norm_far_from_zero():
-    """A mean a thousand times the deviation, where a one-pass variance has no digit left."""
-    norm = nn.GroupNorm(4, 32)
-    for layout in LAYOUTS.values():
-        x = (torch.randn(1, 32, 20, 20) + 1000).contiguous(memory_format=layout)
+def test_changed_weights_count(passes):
+    """Nothing is kept from one call to the next, whatever way the weights are written."""
+    block, x = _block(act=None), _by_pixel(torch.randn(1, 16, 6, 6))
+    with torch.no_grad():
+        block(x)
+        block[0].weight.data.mul_(-2)
+        block[1].running_mean.data.add_(1)
+        torch.testing.assert_close(block(x), block[1](block[0](x)), rtol=1e-4, atol=1e-5)
+    assert passes == ['cn', 'cn']
+
+
+def test_a_module_may_change_the_dtype():
+    block = _block(conv=nn.Sequential(_conv().double()), norm=_norm(32).double())
+    block[0].register_forward_pre_hook(lambda _, args: (args[0].double(), ))
+    with torch.no_grad():
+        assert block(torch.randn(1, 16, 5, 5)).dtype is torch.float64
+
+
+def test_statistics_are_gathered_without_gradients():
+    block = _block(norm=nn.BatchNorm2d(32)).train()
+    with torch.no_grad():
+        block(torch.randn(4, 16, 5, 5))
+    assert block[1].num_batches_tracked == 1 and block[1].running_mean.abs().sum() > 0
+
+
+def test_switched_off_and_without_the_library(monkeypatch, passes):
+    block, x = _block(), torch.randn(2, 16, 5, 5)
+    with torch.no_grad():
+        expected = block(x)
+        monkeypatch.setenv(METHOD_VARIABLE, 'torch')
+        torch.testing.assert_close(block(x), expected)
+        monkeypatch.delenv(METHOD_VARIABLE)
+        monkeypatch.setattr(native_library, 'UNAVAILABLE', 'not compiled')
+        torch.testing.assert_close(block(x), expected)
+    assert len(passes) == COMPILED
+
+
+def test_conv_module_with_parts_left_out():
+    module = FusedConvModule(6, 8, 3, norm_cfg=dict(type='BN'), act_cfg=dict(type='ReLU')).eval()
+    x = torch.randn(2, 6, 5, 5)
+    for options in ({}, {'activate': False}, {'norm': False}, {'norm': False, 'activate': False}):
+        expected = module(x, **options)
         with torch.no_grad():
-            error = fused(x, norm) - norm.double()(x.double())
-        norm.float()
-        assert error.abs().max() < 1e-3
-
-
-@pytest.mark.parametrize('stride', [1, (2, 1), 2])
-@pytest.mark.parametrize('layout', LAYOUTS)
-@pytest.mark.parametrize('size', [(1, 1), (7, 7), (11, 30)], ids=str)
-def test_pointwise_convolution(size, layout, stride):
-    for channels in ((32, 8), (8, 32), (1, 1)):
-        conv = nn.Conv2d(*channels, 1, stride=stride).to(memory_format=LAYOUTS[layout])
-        x = torch.randn(3, channels[0], *size).contiguous(memory_format=LAYOUTS[layout])
-        with torch.no_grad():
-            expected, actual = conv(x), fused(x, conv)
-        assert actual.stride() == expected.stride() or 1 in actual.shape
-        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize('turned', [False, True])
-@pytest.mark.parametrize('layout', LAYOUTS)
-@pytest.mark.parametrize('network', [lambda: CoTNet(50, base_channels=16),
-                                     lambda: RedNet(26, base_channels=32)], ids=['cot', 'red'])
-def test_inference_of_a_network(network, layout, turned):
-    """With and without gradients: the same features, though not by the same kernels."""
-    torch.manual_seed(0)
-    model = network()
-    model.channels_last_from = 0 if turned else float('inf')
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1)
-    model.eval()
-    x = torch.randn(2, 3, 64, 70).contiguous(memory_format=LAYOUTS[layout])
-    model.to(memory_format=LAYOUTS[layout])
-    expected, = model(x)
-    with torch.inference_mode():
-        actual, = model(x)
-        if instruction_sets():
-            assert 'mmcontext_native::batch_norm_act' in _operators(lambda: model(x))
-    assert actual.stride() == expected.stride()
-    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5 * expected.abs().max().item())
-
-
-def _block():
-    return FusedSequential(nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+            torch.testing.assert_close(module(x, **options), expected)
 
 
 @pytest.mark.parametrize('norm_cfg', [dict(type='BN'), dict(type='IN'),
@@ -165,16 +203,41 @@ def test_residual_is_added_whatever_the_norm(norm_cfg, act):
         torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('network', [CoTNet, RedNet, CoResNet])
-def test_norms_folded_into_convolutions(network):
-    torch.manual_seed(0)
-    model = network(50, base_channels=32)
+def _settled(model):
     model.eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.running_var.uniform_(0.5, 2)
             module.running_mean.normal_(0, 0.1)
-    x = torch.randn(1, 3, 64, 64)
+            module.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1)
+    return model
+
+
+@pytest.mark.parametrize('turned', [False, True])
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('network', [lambda: CoTNet(50, base_channels=16),
+                                     lambda: RedNet(26, base_channels=32)], ids=['cot', 'red'])
+def test_inference_of_a_network(network, layout, turned, passes):
+    """With and without gradients: the same features, though not by the same kernels."""
+    torch.manual_seed(0)
+    model = _settled(network())
+    model.channels_last_from = 0 if turned else float('inf')
+    x = torch.randn(2, 3, 64, 70).contiguous(memory_format=LAYOUTS[layout])
+    model.to(memory_format=LAYOUTS[layout])
+    expected, = model(x)
+    assert not passes
+    with torch.inference_mode():
+        actual, = model(x)
+    if COMPILED:
+        assert passes.count('cnar') == sum(model.arch_settings[model.depth])
+    assert actual.stride() == expected.stride()
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize('network', [CoTNet, RedNet, CoResNet])
+def test_norms_folded_into_convolutions(network):
+    torch.manual_seed(0)
+    model, x = _settled(network(50, base_channels=32)), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected, = model(x)
         folded, = fuse_conv_bn(model)(x)
@@ -182,86 +245,9 @@ def test_norms_folded_into_convolutions(network):
 
 
 @needs_library
-def test_strides_of_single_rows_do_not_matter():
-    """A slice of a larger tensor is contiguous whatever the stride of an axis of one."""
-    norm, x = nn.BatchNorm2d(4).eval(), torch.randn(1, 4, 3, 2)
-    with torch.no_grad():
-        expected = norm(x) + x
-        for strides in ((999, 6, 2, 1), (1, 1, 8, 4)):
-            odd = torch.empty_strided((1, 4, 3, 2), strides).copy_(x)
-            for residual in (odd, x, x.contiguous(memory_format=torch.channels_last)):
-                torch.testing.assert_close(fused(odd, norm, nn.Identity(), residual=residual),
-                                           expected)
-
-
-@pytest.mark.parametrize('hooked', [0, 1, 2])
-def test_hooks_see_what_they_would_see(hooked):
-    block, x, seen = _block(), torch.randn(1, 6, 5, 5), []
-    block[hooked].register_forward_hook(lambda module, args, output: seen.append(output))
-    with torch.no_grad():
-        y = block(x)
-        expected = nn.Sequential(*block[:hooked + 1])(x)
-        torch.testing.assert_close(y, nn.Sequential(*block)(x))
-    torch.testing.assert_close(seen[0], expected, rtol=1e-6, atol=1e-6)
-
-
-def test_global_hooks_run():
-    block, seen = _block(), []
-    handle = nn.modules.module.register_module_forward_hook(
-        lambda module, args, output: seen.append(type(module)))
-    with torch.no_grad():
-        block(torch.randn(1, 6, 5, 5))
-    handle.remove()
-    assert seen == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, FusedSequential]
-
-
-def test_statistics_are_gathered_without_gradients():
-    block = _block().train()
-    with torch.no_grad():
-        block(torch.randn(4, 6, 5, 5))
-    assert block[1].num_batches_tracked == 1 and block[1].running_mean.abs().sum() > 0
-
-
-def test_transforms_and_low_precision_go_by_the_modules():
-    block, x = _block(), torch.randn(3, 6, 5, 5)
-    with torch.no_grad():
-        expected = block(x)
-        each = torch.func.vmap(lambda sample: block(sample[None])[0])(x)
-        _, tangent = torch.func.jvp(block, (x, ), (x, ))
-        with torch.autocast('cpu', dtype=torch.bfloat16):
-            low = block(x)
-        twice = block.double()(x.double())
-    torch.testing.assert_close(each, expected)
-    torch.testing.assert_close(twice.float(), expected)
-    assert low.dtype == torch.bfloat16
-    block.float()
-    plain = nn.Sequential(*block)
-    torch.testing.assert_close(tangent, torch.func.jvp(plain, (x, ), (x, ))[1])
-
-
-def test_without_the_library(monkeypatch):
-    block, x = _block(), torch.randn(2, 6, 5, 5)
-    with torch.no_grad():
-        expected = block(x)
-        monkeypatch.setattr(conv_norm.native_library, 'UNAVAILABLE', 'not compiled')
-        assert not _operators(lambda: block(x))
-        torch.testing.assert_close(block(x), expected)
-    assert native_library.UNAVAILABLE == 'not compiled'
-
-
-def test_conv_module_with_parts_left_out():
-    module = FusedConvModule(6, 8, 3, norm_cfg=dict(type='BN'), act_cfg=dict(type='ReLU')).eval()
-    x = torch.randn(2, 6, 5, 5)
-    for options in ({}, {'activate': False}, {'norm': False}, {'norm': False, 'activate': False}):
-        expected = module(x, **options)
-        with torch.no_grad():
-            torch.testing.assert_close(module(x, **options), expected)
-
-
-@needs_library
 def test_empty_batch_and_wrong_width():
     norm = nn.BatchNorm2d(8).eval()
     with torch.no_grad():
-        assert fused(torch.zeros(0, 8, 3, 3), norm).shape == (0, 8, 3, 3)
-        with pytest.raises(RuntimeError, match='C'):
-            fused(torch.zeros(1, 7, 3, 3), norm)
+        assert run_together(torch.zeros(0, 8, 3, 3), norm=norm).shape == (0, 8, 3, 3)
+        with pytest.raises(ValueError, match=r'mean must be float32 \[7\]'):
+            run_together(torch.zeros(1, 7, 3, 3), norm=norm)

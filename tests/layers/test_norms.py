@@ -8,7 +8,7 @@ from common import COMPILES
 from torch import nn
 
 from mmcontext.layers import CoT2d, SplitAttentionConv2d
-from mmcontext.layers.conv_norm import fused
+from mmcontext.layers.conv_norm import run_together
 from mmcontext.layers.norms import build_norm, fit_norm_cfg, normalise
 
 
@@ -72,7 +72,7 @@ def test_norms_that_keep_no_statistics_pass_single_values_on(norm, training):
     expected = x * norm.weight[:, None, None] + norm.bias[:, None, None]
     torch.testing.assert_close(normalise(norm, x), expected, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
-        torch.testing.assert_close(fused(x.float(), norm.float()), expected.float(),
+        torch.testing.assert_close(run_together(x.float(), norm=norm.float()), expected.float(),
                                    rtol=1e-4, atol=1e-4)
 
 

@@ -6,7 +6,7 @@ from common import since_torch
 from torch import Tensor
 
 from mmcontext.ops import fused_involution, standard_operators
-from mmcontext.ops.local_aggregation import fused
+from mmcontext.ops.local_aggregation import chunks
 from mmcontext.ops.local_aggregation.backends import Geometry
 from mmcontext.ops.local_aggregation.reference import aggregate
 
@@ -72,7 +72,7 @@ def _assert_close(actual: dict, expected: dict, tolerance: float) -> None:
 
 @pytest.fixture(params=LIMITS)
 def limit(request, monkeypatch) -> int:
-    monkeypatch.setitem(fused._CHUNK_BYTES, 'cpu', request.param)
+    monkeypatch.setitem(chunks._CHUNK_BYTES, 'cpu', request.param)
     return request.param
 
 
@@ -110,7 +110,7 @@ def test_chunks_cover_the_kernels_once_within_the_limit():
         for batch, groups, height, row_bytes, limit in ((2, 3, 5, 4, 10**9), (5, 3, 5, 4, 130),
                                                         (2, 3, 5, 4, 45), (2, 3, 5, 4, 9)):
             seen = torch.zeros(batch, groups, height, dtype=torch.int64)
-            for chunk in fused._chunks(batch, groups, height, row_bytes, limit, pixel_major):
+            for chunk in chunks._chunks(batch, groups, height, row_bytes, limit, pixel_major):
                 part = seen[chunk.images, chunk.groups, chunk.rows]
                 assert 0 < part.numel() * row_bytes <= max(
                     limit, row_bytes * (groups if pixel_major else 1))
@@ -143,7 +143,7 @@ def test_second_derivative_when_r_and_scale_come_from_x():
 
 
 def test_gradcheck(monkeypatch):
-    monkeypatch.setitem(fused._CHUNK_BYTES, 'cpu', 700)
+    monkeypatch.setitem(chunks._CHUNK_BYTES, 'cpu', 700)
     geometry, operands = _operands(GEOMETRIES['k3'])
     operands = [t.requires_grad_() for t in operands]
     assert torch.autograd.gradcheck(lambda *t: _fused(geometry, *t), operands, fast_mode=True)

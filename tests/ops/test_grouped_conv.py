@@ -65,7 +65,7 @@ def test_layers_take_it_on_a_gpu_unless_somebody_looks(monkeypatch):
     class Map:
         is_cuda = True
 
-    assert conv_norm._convolve(conv, Map()) == 'dense'
+    assert conv_norm._call_conv(conv, Map()) == 'dense'
     assert calls[0][1:] == (conv.weight, conv.bias, (1, 1), (1, 1), (1, 1), 4)
     conv.register_forward_pre_hook(lambda module, args: (torch.zeros(1, 8, 4, 4), ))
-    assert conv_norm._convolve(conv, Map()).shape == (1, 8, 4, 4)
+    assert conv_norm._call_conv(conv, Map()).shape == (1, 8, 4, 4)

@@ -56,9 +56,9 @@ def test_the_first_aggregation_says_that_kernels_are_missing(tmp_path):
     assert len(said) == 1 and 'built for torch 1.0' in said[0] and 'pip install' in said[0]
 
 
-def test_so_does_the_first_fused_inference(without_library):
-    from mmcontext.layers.conv_norm import FusedSequential
-    block = FusedSequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)).eval()
+def test_so_does_the_first_convolution_with_its_norm(without_library):
+    from mmcontext.layers.conv_norm import ConvNormAct
+    block = ConvNormAct(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)).eval()
     with torch.no_grad(), pytest.warns(UserWarning, match='missing: a test'):
         block(torch.randn(1, 2, 4, 4))
 

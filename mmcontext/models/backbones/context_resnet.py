@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from mmcontext.layers.blur_pool import BlurPool2d
 from mmcontext.layers.conv_norm import (
+    ConvNormAct,
     FusedConvModule,
-    FusedSequential,
     add_to_output,
     conv_norm_act,
     faster_by_pixel,
-    fused,
+    run_together,
 )
 from mmcontext.layers.max_pool import MaxPool2d
 from mmcontext.layers.norms import build_norm
@@ -63,8 +63,8 @@ class ResidualBlock(BaseModule):
         if getattr(spatial, 'normalised', False):
             self.norm2 = nn.Identity()
         else:
-            self.norm2 = FusedSequential(
-                build_norm(norm_cfg, width), build_activation_layer(act_cfg))
+            self.norm2 = ConvNormAct(norm=build_norm(norm_cfg, width),
+                                     act=build_activation_layer(act_cfg))
         self.blur = BlurPool2d(blur_stride) if blur_stride > 1 else nn.Identity()
         norm3 = build_norm(norm_cfg, out_channels)
         if norm_after_add:
@@ -79,14 +79,14 @@ class ResidualBlock(BaseModule):
     def _forward(self, x: Tensor) -> Tensor:
         y = self.blur(self.norm2(self.spatial(self.reduce(x))))
         shortcut = self.shortcut(x)
-        if self.norm_after_add:
-            branch = (self.expand, self.drop_path)
-            y = add_to_output(fused(y, *branch), shortcut, branch)
-            return fused(y, self.norm3, self.act, overwrite=True)
-        branch = (self.expand, self.norm3)
-        if self.training and not isinstance(self.drop_path, nn.Identity):
-            branch += (self.drop_path, )
-        return fused(y, *branch, self.act, residual=shortcut)
+        norm3 = self.norm3
+        drops = self.training and not isinstance(self.drop_path, nn.Identity)
+        if not (drops or self.norm_after_add):
+            return run_together(y, self.expand, norm3, self.act, shortcut)
+        first, last = (None, norm3) if self.norm_after_add else (norm3, None)
+        y = self.drop_path(run_together(y, self.expand, first))
+        y = add_to_output(y, shortcut, (self.expand, norm3, self.drop_path))
+        return run_together(y, norm=last, act=self.act)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""
@@ -287,20 +287,18 @@ class ContextResNet(FreezableBackbone):
 
     def _make_shortcut(self, in_channels: int, out_channels: int, stride: int,
                        first: bool) -> Optional[nn.Module]:
-        modules, conv_stride = [], stride
+        pool = conv = norm = None
+        conv_stride = stride
         if first and self.shortcut_pool == 'max' and (stride > 1 or in_channels != out_channels):
-            modules.append(MaxPool2d(3, stride, padding=1))
+            pool = MaxPool2d(3, stride, padding=1)
             conv_stride = 1
         elif stride > 1 and self.shortcut_pool == 'avg':
-            modules.append(
-                nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False))
+            pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
             conv_stride = 1
         if conv_stride > 1 or in_channels != out_channels:
-            modules += [
-                nn.Conv2d(in_channels, out_channels, 1, stride=conv_stride, bias=False),
-                build_norm(self.norm_cfg, out_channels)
-            ]
-        return FusedSequential(*modules) if modules else None
+            conv = nn.Conv2d(in_channels, out_channels, 1, stride=conv_stride, bias=False)
+            norm = build_norm(self.norm_cfg, out_channels)
+        return ConvNormAct(conv, norm, pool=pool) if pool or conv else None
 
     def _make_block(self, stage: int, index: int, in_channels: int, out_channels: int,
                     stride: int, dilation: int, last: bool, drop_path_rate: float,

@@ -1,10 +1,19 @@
 from mmcv.cnn import build_activation_layer
-from torch import nn
+from torch import Tensor, nn
 
-from mmcontext.layers.conv_norm import FusedSequential
+from mmcontext.layers.conv_norm import run_together
 from mmcontext.layers.norms import build_norm
 from mmcontext.models.backbones.context_resnet import ContextResNet
 from mmcontext.registry import MODELS
+
+
+class _Stem(nn.Sequential):
+    """Convolution, spatial layer with its norm and activation, convolution."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C', H / 2, W / 2]."""
+        reduce, spatial, norm, act, expand = self
+        return expand(run_together(reduce(x), spatial, norm, act))
 
 
 @MODELS.register_module()
@@ -34,7 +43,7 @@ class RedNet(ContextResNet):
 
     def _make_stem(self, in_channels: int) -> nn.Sequential:
         width = self.base_channels // 2
-        return FusedSequential(
+        return _Stem(
             self._conv_norm_act(in_channels, width, 3, stride=2, padding=1),
             MODELS.build({
                 **self._spatial_cfg(-1, 0), 'in_channels': width,

@@ -1,14 +1,13 @@
-// Convolutions at inference, with norm, residual and activation in the same pass.
-#include <ATen/Parallel.h>
-#include <torch/library.h>
+// The C++ convolution: whether it serves, its plan, and the call.
 #include <ATen/ATen.h>
 
 #include <array>
 #include <vector>
 
-#include "epilogue.h"
+#include "conv_norm_act.h"
 #include "huge_pages.h"
 #include "instruction_sets.h"
+#include "scratch.h"
 #include "work.h"
 
 namespace mmcontext {
@@ -21,45 +20,36 @@ using at::Tensor;
 constexpr int64_t kRange = 256;
 
 std::array<int64_t, 2> pair_of(at::IntArrayRef value, const char* name, int64_t least) {
-  TORCH_CHECK(value.size() == 2 && value[0] >= least && value[1] >= least, name,
-              " must be two integers of at least ", least, ", got ", value);
+  TORCH_CHECK_VALUE(value.size() == 2 && value[0] >= least && value[1] >= least, name,
+                    " must be two integers of at least ", least, ", got ", value);
   return {value[0], value[1]};
 }
 
 int64_t checked_out_size(int64_t size, int64_t kernel, int64_t stride, int64_t pad,
                          int64_t dilation) {
   const int64_t out = out_size(size, kernel, stride, pad, dilation);
-  TORCH_CHECK(out > 0, "kernel of ", kernel, " with dilation ", dilation,
-              " does not fit a padded input of ", size + 2 * pad);
+  TORCH_CHECK_VALUE(out > 0, "kernel of ", kernel, " with dilation ", dilation,
+                    " does not fit a padded input of ", size + 2 * pad);
   return out;
 }
 
-Tensor conv_norm_act(const Tensor& x, const Tensor& weight, const c10::optional<Tensor>& bias,
-                     at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                     int64_t groups, const c10::optional<Tensor>& mean,
-                     const c10::optional<Tensor>& variance,
-                     const c10::optional<Tensor>& norm_weight,
-                     const c10::optional<Tensor>& norm_bias, double eps,
-                     const c10::optional<Tensor>& residual, c10::string_view activation) {
-  TORCH_CHECK(x.dim() == 4 && x.scalar_type() == at::kFloat && by_pixel(x),
-              "x must be a float32 [B, C, H, W], channels-last");
-  TORCH_CHECK(weight.dim() == 4 && weight.scalar_type() == at::kFloat &&
-                  (weight.is_contiguous() || by_pixel(weight)),
-              "weight must be a float32 [O, C / groups, kernel, kernel], contiguous or "
-              "channels-last");
+// The sizes of a convolution, checked.
+Convolution describe(const Tensor& x, const ConvArguments& conv) {
+  const Tensor& weight = conv.weight;
   Convolution plan{};
   plan.channels = x.size(1);
   plan.outputs = weight.size(0);
-  TORCH_CHECK(groups > 0 && plan.channels == groups * weight.size(1) && plan.outputs % groups == 0,
-              "groups ", groups, " and weight ", weight.sizes(), " do not go with ",
-              plan.channels, " channels");
-  const auto [stride_h, stride_w] = pair_of(stride, "stride", 1);
-  const auto [pad_h, pad_w] = pair_of(padding, "padding", 0);
-  const auto [dilation_h, dilation_w] = pair_of(dilation, "dilation", 1);
-  plan.groups = groups;
+  plan.groups = conv.groups;
+  TORCH_CHECK_VALUE(weight.dim() == 4 && conv.groups > 0 &&
+                        plan.channels == conv.groups * weight.size(1) &&
+                        plan.outputs % conv.groups == 0,
+                    "groups ", conv.groups, " and weight ", weight.sizes(), " do not go with ",
+                    plan.channels, " channels");
+  const auto [stride_h, stride_w] = pair_of(conv.stride, "stride", 1);
+  const auto [pad_h, pad_w] = pair_of(conv.padding, "padding", 0);
+  const auto [dilation_h, dilation_w] = pair_of(conv.dilation, "dilation", 1);
   plan.depth = weight.size(1);
-  plan.shared = plan.outputs / groups;
-  plan.weight_by_tap = !weight.is_contiguous();
+  plan.shared = plan.outputs / conv.groups;
   plan.kernel_h = weight.size(2);
   plan.kernel_w = weight.size(3);
   plan.taps = plan.kernel_h * plan.kernel_w;
@@ -71,53 +61,76 @@ Tensor conv_norm_act(const Tensor& x, const Tensor& weight, const c10::optional<
   plan.out_rows = checked_out_size(x.size(2), plan.kernel_h, stride_h, pad_h, dilation_h);
   plan.out_cols = checked_out_size(x.size(3), plan.kernel_w, stride_w, pad_w, dilation_w);
   plan.pixels = x.size(0) * plan.out_rows * plan.out_cols;
-  Tensor out = on_huge_pages(
-      at::empty({x.size(0), plan.outputs, plan.out_rows, plan.out_cols},
-                x.options().memory_format(at::MemoryFormat::ChannelsLast)));
-  if (out.numel() == 0) return out;
-  if (residual) {
-    TORCH_CHECK(residual->scalar_type() == at::kFloat && residual->sizes() == out.sizes() &&
-                    by_pixel(*residual),
-                "residual must be a channels-last float32 ", out.sizes());
-    plan.residual = residual->const_data_ptr<float>();
-  }
-  Norm norm{mean, variance, norm_weight, norm_bias, eps};
-  std::vector<float> scale, shift;
-  scale_and_shift(norm, plan.outputs, scale, shift);
-  if (const float* biases = per_channel(bias, plan.outputs, "bias")) {
-    for (int64_t c = 0; c < plan.outputs; ++c) shift[c] += biases[c] * scale[c];
-  }
-  const std::vector<float> zeros(plan.channels);
-  plan.activation = activation_of(activation);
-  plan.source = x.const_data_ptr<float>();
-  plan.weight = weight.const_data_ptr<float>();
-  plan.scale = scale.data();
-  plan.shift = shift.data();
-  plan.zeros = zeros.data();
-  plan.target = out.mutable_data_ptr<float>();
+  return plan;
+}
+
+// Divides the work, and does it.
+void run(Convolution& plan) {
   const Kernels& set = *allowed_kernels().front();
   plan.blocks = ceil_div(plan.shared, set.conv_outputs);
   const int64_t threads = at::get_num_threads();
   plan.ranges = plan.pixels >= kRange * threads ? threads : 1;
   plan.parts = ceil_div(plan.pixels, plan.ranges * kConvPixels);
-  const size_t bytes = set.conv_outputs * plan.taps * plan.depth * sizeof(float) +
-                       plan.taps * kConvPixels * sizeof(float*) + 2 * 64;
-  at::parallel_for(0, plan.ranges * groups * plan.blocks * plan.parts, 1,
-                   [&](int64_t begin, int64_t end) {
-    with_scratch(bytes, [&](char* scratch) { set.convolve(plan, begin, end, scratch); });
-  });
-  return out;
+  plan.units = plan.ranges * plan.groups * plan.blocks * plan.parts;
+  Ledger ledger;
+  plan.panel = ledger.book<float>(plan.taps * plan.depth * set.conv_outputs);
+  plan.table = ledger.book<const float*>(plan.taps * kConvPixels);
+  run_units(plan, ledger, set.convolve);
 }
 
 }  // namespace
+
+std::vector<int64_t> conv_size(const Tensor& x, const ConvArguments& conv) {
+  const Convolution plan = describe(x, conv);
+  return {x.size(0), plan.outputs, plan.out_rows, plan.out_cols};
+}
+
+std::string conv_refusal(const Tensor& x, const ConvArguments& conv) {
+  const Tensor& weight = conv.weight;
+  if (!by_pixel(x)) return "x is not channels-last";
+  if (weight.scalar_type() != at::kFloat) return "weight is not float32";
+  if (!weight.is_contiguous() && !by_pixel(weight)) return "weight has gaps";
+  return "";
+}
+
+std::string conv_disadvantage(const Tensor& x, const ConvArguments& conv) {
+#ifndef MMCONTEXT_X86
+  return "it has not been compared with the libraries at hand";
+#endif
+  // It is faster where oneDNN would lay out weights for long that few pixels read, and level
+  // with it elsewhere.
+  const int64_t outputs = conv.weight.size(0) / conv.groups, depth = conv.weight.size(1);
+  const int64_t taps = conv.weight.size(2) * conv.weight.size(3);
+  if (x.size(0) * x.size(2) * x.size(3) < 8) return "so few pixels are the library's";
+  if (depth < 16) return "groups of fewer than 16 channels are the library's";
+  if (taps * depth > 8192) return "more than 8192 terms a sum are the library's";
+  if (outputs < (taps == 1 ? 8 : 32)) return "groups of so few outputs are the library's";
+  return "";
+}
+
+Tensor convolve(const Tensor& x, const ConvArguments& conv, const Norm& norm,
+                const MaybeTensor& residual, Activation activation) {
+  Convolution plan = describe(x, conv);
+  Tensor out = on_huge_pages(
+      at::empty({x.size(0), plan.outputs, plan.out_rows, plan.out_cols},
+                x.options().memory_format(at::MemoryFormat::ChannelsLast)));
+  if (out.numel() == 0) return out;
+  ScaleAndShift by = norm.of_batch(plan.outputs);
+  if (const float* biases = per_channel(conv.bias, plan.outputs, "bias")) {
+    for (int64_t c = 0; c < plan.outputs; ++c) by.shift[c] += biases[c] * by.scale[c];
+  }
+  const std::vector<float> zeros(plan.channels);
+  plan.activation = activation;
+  plan.source = x.const_data_ptr<float>();
+  plan.weight = conv.weight.const_data_ptr<float>();
+  plan.weight_by_tap = !conv.weight.is_contiguous();
+  plan.residual = residual ? residual->const_data_ptr<float>() : nullptr;
+  plan.scale = by.scale.data();
+  plan.shift = by.shift.data();
+  plan.zeros = zeros.data();
+  plan.target = out.mutable_data_ptr<float>();
+  run(plan);
+  return out;
+}
+
 }  // namespace mmcontext
-
-TORCH_LIBRARY_FRAGMENT(mmcontext_native, m) {
-  m.def("conv_norm_act(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
-        "int[] dilation, int groups, Tensor? mean, Tensor? variance, Tensor? norm_weight, "
-        "Tensor? norm_bias, float eps, Tensor? residual, str activation) -> Tensor");
-}
-
-TORCH_LIBRARY_IMPL(mmcontext_native, CPU, m) {
-  m.impl("conv_norm_act", &mmcontext::conv_norm_act);
-}

@@ -3,7 +3,7 @@
 The compiled library has everything else (``csrc/operators.cpp``): checks of sizes, derivatives,
 autocast, and the choice of its own backends. Where it is not there, ``portable.py`` has.
 """
-from typing import List, Sequence
+from typing import Callable, List, Sequence
 
 import torch
 from torch import Tensor
@@ -85,6 +85,26 @@ def autocast_dtype(device_type: str) -> torch.dtype:
         return torch.get_autocast_dtype(device_type)
     return (torch.get_autocast_gpu_dtype() if device_type == 'cuda'
             else torch.get_autocast_cpu_dtype())
+
+
+def autocast_kernel(op: Callable, operands: int, device_type: str) -> Callable:
+    """Kernel that brings the first arguments to autocast's dtype; float64 is left alone.
+
+    Args:
+        op: The operator.
+        operands: How many of its arguments are tensors, or None.
+        device_type: Kind of device that autocast is for.
+    """
+
+    def cast_and_call(*arguments) -> Tensor:
+        tensors, options = arguments[:operands], arguments[operands:]
+        if not any(t is not None and t.dtype == torch.float64 for t in tensors):
+            dtype = autocast_dtype(device_type)
+            tensors = [None if t is None else t.to(dtype) for t in tensors]
+        with torch.autocast(device_type, enabled=False):
+            return op(*tensors, *options)
+
+    return cast_and_call
 
 
 def register_fake(name: str, function) -> None:

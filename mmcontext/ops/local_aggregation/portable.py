@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from mmcontext.ops.local_aggregation.operators import (
-    autocast_dtype,
+    autocast_kernel,
     forward_op,
     grad_input_op,
     grad_weight_op,
@@ -60,19 +60,6 @@ def _grad_weight_gradients(g: Tensor, grad: Tensor, x: Tensor, geometry: Tuple) 
             lambda: grad_input_op(grad, g, x.shape[-2:], *geometry))
 
 
-def _autocast(device_type: str) -> Callable:
-    """Kernel that brings the operands to autocast's dtype; float64 is left alone."""
-
-    def cast_and_call(x: Tensor, w: Tensor, *options) -> Tensor:
-        if torch.float64 not in (x.dtype, w.dtype):
-            dtype = autocast_dtype(device_type)
-            x, w = x.to(dtype), w.to(dtype)
-        with torch.autocast(device_type, enabled=False):
-            return forward_op(x, w, *options)
-
-    return cast_and_call
-
-
 def register(library: torch.library.Library) -> None:
     """Give the operators their derivatives and autocast."""
     for name, op, gradients in (
@@ -80,5 +67,5 @@ def register(library: torch.library.Library) -> None:
             ('local_aggregation_grad_input', grad_input_op, _grad_input_gradients),
             ('local_aggregation_grad_weight', grad_weight_op, _grad_weight_gradients)):
         library.impl(name, _differentiable(op, gradients), 'Autograd')
-    library.impl('local_aggregation', _autocast('cpu'), 'AutocastCPU')
-    library.impl('local_aggregation', _autocast('cuda'), 'AutocastCUDA')
+    library.impl('local_aggregation', autocast_kernel(forward_op, 2, 'cpu'), 'AutocastCPU')
+    library.impl('local_aggregation', autocast_kernel(forward_op, 2, 'cuda'), 'AutocastCUDA')

@@ -1,0 +1,134 @@
+"""Argument checks, the choice among the ways to serve, and the public entry."""
+import os
+from typing import Dict, Optional, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from mmcontext.ops import native_library
+from mmcontext.ops.conv_norm_act.arguments import ACTIVATIONS, Convolution, Norm
+from mmcontext.ops.conv_norm_act.operator import run_compiled
+from mmcontext.ops.conv_norm_act.reference import compose
+from mmcontext.ops.tracing import is_compiling, is_observed, is_transformed
+
+METHOD_VARIABLE = 'MMCONTEXT_CONV_NORM_ACT'
+# 'own' and 'library' say whose convolution the compiled operator takes.
+_COMPILED = ('auto', 'own', 'library')
+_METHODS = (*_COMPILED, 'torch')
+
+
+def _is_autocast() -> bool:
+    if hasattr(torch, 'get_autocast_dtype'):  # torch 2.4
+        return torch.is_autocast_enabled('cpu')
+    return torch.is_autocast_cpu_enabled()
+
+
+def refusal(x: Tensor) -> Optional[str]:
+    """Why the compiled operator cannot serve a map, or None."""
+    if type(x) is not Tensor:
+        return f'x is a {type(x).__name__}'
+    if torch.is_grad_enabled():
+        return 'gradients may be wanted, and it has none'
+    if x.dtype is not torch.float32 or not x.is_cpu or x.dim() != 4:
+        return (f'it serves float32 maps [B, C, H, W] on the CPU, x is {x.dtype} '
+                f'{tuple(x.shape)} on {x.device}')
+    if is_compiling() or torch.jit.is_tracing():
+        return 'a graph is being recorded'
+    if is_transformed():
+        return 'a transform of torch.func or forward-mode differentiation is under way'
+    if is_observed():
+        return 'a TorchDispatchMode looks on, which may know standard operators only'
+    if _is_autocast():
+        return 'autocast wants the convolution in another dtype'
+    return native_library.UNAVAILABLE
+
+
+def _requested(method: Optional[str]) -> str:
+    source = 'method' if method is not None else METHOD_VARIABLE
+    if method is None:
+        method = os.environ.get(METHOD_VARIABLE) or 'auto'
+    if method not in _METHODS:
+        raise ValueError(f'{source} must be one of {", ".join(_METHODS)}, got {method!r}')
+    return method
+
+
+def compiled_method(x: Tensor) -> str:
+    """The method that :func:`run_compiled` is to take for a map; '' where it must not serve."""
+    reason = refusal(x)
+    if reason is not None:
+        if reason == native_library.UNAVAILABLE:
+            native_library.warn_if_missing()
+        return ''
+    if not os.environ.get(METHOD_VARIABLE):
+        return 'auto'
+    method = _requested(None)
+    return method if method in _COMPILED else ''
+
+
+def conv_norm_act(x: Tensor, conv: Optional[Convolution] = None, norm: Optional[Norm] = None,
+                  activation: str = 'none', residual: Optional[Tensor] = None,
+                  method: Optional[str] = None) -> Tensor:
+    """``activation(norm(conv(x)) + residual)``.
+
+    Args:
+        x: Feature map [B, C, H, W], of any floating dtype and memory layout.
+        conv: The convolution; None for none.
+        norm: :class:`BatchNorm` or :class:`GroupNorm`; None for none.
+        activation: 'none', 'relu' or 'silu'.
+        residual: What is added in front of the activation, in the shape of the output or one
+            that is broadcast to it; None for nothing.
+        method: 'auto': the compiled operator in one pass or two where it can serve, see
+            :func:`explain_conv_norm_act`, and else standard functions; 'own': the compiled
+            operator with its own convolution; 'library': with that of the library at hand
+            (oneDNN); 'torch': standard functions. None for the environment variable
+            ``MMCONTEXT_CONV_NORM_ACT``, or 'auto'.
+
+    Returns:
+        [B, Co, Ho, Wo].
+
+    Raises:
+        ValueError: Activation or method are unknown, or shapes do not fit together.
+        RuntimeError: 'own' or 'library' cannot serve.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f'activation must be one of {", ".join(ACTIVATIONS)}, '
+                         f'got {activation!r}')
+    wanted = _requested(method)
+    if wanted == 'torch':
+        return compose(x, conv, norm, activation, residual)
+    reason = refusal(x)
+    if reason is None:
+        return run_compiled(x, conv, norm, activation, residual, wanted)
+    if wanted != 'auto':
+        raise RuntimeError(f'method {wanted!r} of conv_norm_act cannot serve: {reason}')
+    return compose(x, conv, norm, activation, residual)
+
+
+def explain_conv_norm_act(
+        x: Tensor, conv: Optional[Convolution] = None,
+        method: Optional[str] = None) -> Dict[str, Union[str, Dict[str, str]]]:
+    """How :func:`conv_norm_act` would serve a map, and why not otherwise.
+
+    Args: as :func:`conv_norm_act`.
+
+    Returns:
+        ``chosen``: 'own', 'library' or 'torch'; without ``conv`` 'own' is the compiled pass.
+        ``refused``: method -> reason, for those that cannot serve or that 'auto' passes over.
+    """
+    wanted = _requested(method)
+    reason = refusal(x)
+    if reason is not None:
+        refused = {'own': reason, 'library': reason}
+        return {'chosen': 'torch', 'refused': refused}
+    unable, slower = _own_reasons(x, conv)
+    refused = {'own': unable or slower} if unable or slower else {}
+    chosen = ('library' if refused else 'own') if wanted == 'auto' else wanted
+    return {'chosen': chosen, 'refused': refused}
+
+
+def _own_reasons(x: Tensor, conv: Optional[Convolution]) -> Tuple[str, str]:
+    """Why the compiled convolution cannot serve, and why the library's is no slower; or ''."""
+    if conv is None:
+        return '', ''
+    weight, _, *geometry = conv
+    return tuple(torch.ops.mmcontext_native.conv_refusals(x, weight, *geometry))
