@@ -3,11 +3,14 @@
 Each package runs in a fresh interpreter, so that nothing but the prefix of a type can have
 imported mmcontext.
 """
+import importlib.util
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 import torch
+from mmengine.utils import digit_version
 
 PRELUDE = '''
 import sys, torch
@@ -115,6 +118,9 @@ def run(code):
 ], ids=['mmdet', 'mmseg', 'mmpretrain'])
 def test_backbones_and_dcn_in_stock_configs(package, path, code):
     pytest.importorskip(package)
+    if package == 'mmpretrain' and importlib.util.find_spec('transformers') and digit_version(
+            metadata.version('transformers')) >= digit_version('5'):
+        pytest.skip('beside transformers 5 mmpretrain needs mmcontext to be imported first')
     run(PRELUDE.format(package=package, path=path) + code)
 
 
