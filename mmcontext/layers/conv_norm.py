@@ -74,8 +74,13 @@ def _call_conv(conv: nn.Module, x: Tensor) -> Tensor:
 
 def _looked_into(modules: Iterable[nn.Module]) -> bool:
     """Whether somebody may have kept an output of the modules, or of the modules in them."""
-    return has_global_hooks() or any(
-        is_touched(part) for module in modules for part in module.modules())
+    if has_global_hooks():
+        return True
+    for module in modules:
+        # (Most have no modules in them, and this runs in every layer.)
+        if is_touched(module) or module._modules and any(map(is_touched, module.modules())):
+            return True
+    return False
 
 
 def add_to_output(x: Tensor, residual: Tensor, makers: Iterable[nn.Module]) -> Tensor:
@@ -162,8 +167,7 @@ class ConvNormAct(nn.Sequential):
 
     def part(self, name: str) -> Optional[nn.Module]:
         """The module that now stands for 'conv', 'norm', 'act' or 'pool'; None where none does."""
-        name = self._names.get(name)
-        return None if name is None else getattr(self, name)
+        return self._modules.get(self._names.get(name))
 
     def forward(self, x: Tensor, residual: Optional[Tensor] = None) -> Tensor:
         """[B, C, H, W] -> ``act(norm(conv(pool(x))) + residual)``."""

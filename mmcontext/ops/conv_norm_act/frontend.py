@@ -54,6 +54,8 @@ def _requested(method: Optional[str]) -> str:
 
 def compiled_method(x: Tensor) -> str:
     """The method that :func:`run_compiled` is to take for a map; '' where it must not serve."""
+    if type(x) is not Tensor or torch.is_grad_enabled() or not x.is_cpu:
+        return ''  # As `refusal` would have it, in training and on GPUs.
     reason = refusal(x)
     if reason is not None:
         if reason == native_library.UNAVAILABLE:
