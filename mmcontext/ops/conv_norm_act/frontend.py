@@ -29,11 +29,12 @@ def refusal(x: Tensor) -> Optional[str]:
         return f'x is a {type(x).__name__}'
     if torch.is_grad_enabled():
         return 'gradients may be wanted, and it has none'
+    # Before a size is asked for, which would be recorded too.
+    if is_compiling() or torch.jit.is_tracing():
+        return 'a graph is being recorded'
     if x.dtype is not torch.float32 or not x.is_cpu or x.dim() != 4:
         return (f'it serves float32 maps [B, C, H, W] on the CPU, x is {x.dtype} '
                 f'{tuple(x.shape)} on {x.device}')
-    if is_compiling() or torch.jit.is_tracing():
-        return 'a graph is being recorded'
     if is_transformed():
         return 'a transform of torch.func or forward-mode differentiation is under way'
     if is_observed():
