@@ -19,6 +19,7 @@ ALLOWED = {
                  'mmpretrain'},
     'engine': {'mmcontext.engine', 'mmcontext.layers', 'mmcontext.registry', 'mmcontext.utils',
                'mmengine', 'mmdet.structures'},
+    'deployment': {'mmcontext', 'mmengine', 'mmcv', 'mmdet'},
     'utils': {'mmcontext.utils', 'mmcontext.version', 'mmengine'},
     'zoo': {'mmcontext', 'mmengine'},
     'visualization': {'mmcontext', 'mmengine', 'mmcv', 'mmpretrain.apis.model'},

@@ -1,5 +1,6 @@
 """What exporters cannot trace, in the operators that ONNX has for it."""
 import contextlib
+import sys
 from typing import Iterator, Tuple
 
 import torch
@@ -175,13 +176,26 @@ def adaptive_avg_pool2d(x: Tensor, output_size) -> Tensor:
             @ _bin_weights(x.shape[-1], columns, x).transpose(0, 1))
 
 
+def upsample(self, x: Tensor) -> Tensor:
+    """``forward`` of mmseg's ``Upsample``, whose own makes a constant of the size in a trace."""
+    size = self.size or [(side * self.scale_factor).long() if isinstance(side, Tensor) else
+                         int(side * self.scale_factor) for side in x.shape[-2:]]
+    return F.interpolate(x, size, None, self.mode, self.align_corners)
+
+
 @contextlib.contextmanager
 def exportable() -> Iterator[None]:
     """Within it networks run in operators that exporters know, for inputs of every size."""
-    original = F.adaptive_avg_pool2d
-    F.adaptive_avg_pool2d = adaptive_avg_pool2d
+    replaced = [(F, 'adaptive_avg_pool2d', adaptive_avg_pool2d)]
+    mmseg = sys.modules.get('mmseg.models.utils.wrappers')
+    if mmseg is not None:
+        replaced.append((mmseg.Upsample, 'forward', upsample))
+    originals = [getattr(owner, name) for owner, name, _ in replaced]
+    for owner, name, stand_in in replaced:
+        setattr(owner, name, stand_in)
     try:
         with standard_operators():
             yield
     finally:
-        F.adaptive_avg_pool2d = original
+        for (owner, name, _), original in zip(replaced, originals):
+            setattr(owner, name, original)

@@ -109,3 +109,14 @@ def test_pooling_is_that_of_torch(size):
     x = torch.randn(2, 3, 13, 7, dtype=torch.float64)
     torch.testing.assert_close(adaptive_avg_pool2d(x, size), F.adaptive_avg_pool2d(x, size),
                                rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('factor', [2, 1.5])
+def test_upsampling_of_mmseg_follows_the_size(factor, tmp_path):
+    module = pytest.importorskip('mmseg.models.utils').Upsample(
+        scale_factor=factor, mode='bilinear', align_corners=False)
+    x = torch.randn(1, 2, 5, 9)
+    actual, = _run(module, (torch.randn(1, 2, 4, 6), ), (x, ), str(tmp_path / 'up.onnx'),
+                   {'x': {0: 'b', 2: 'h', 3: 'w'}})
+    np.testing.assert_allclose(actual, module(x).numpy(), rtol=1e-5, atol=1e-5)

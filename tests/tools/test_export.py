@@ -1,14 +1,18 @@
 """Export to ONNX and torch.export: standard operators only, the same numbers."""
 import copy
+import json
+import subprocess
 import sys
 
+import cv2
 import pytest
 import torch
 from common import ROOT, load_tool
+from mmengine.config import Config
 from torch import nn
 
 from mmcontext.deployment.checking import compare, random_inputs
-from mmcontext.deployment.graph import Graph, export
+from mmcontext.deployment.graph import Graph, build_graph, export
 from mmcontext.deployment.runtime import OnnxGraph
 from mmcontext.layers import CVolution2d
 from mmcontext.ops import local_aggregation, standard_operators
@@ -158,9 +162,91 @@ def test_tool_loads_the_checkpoint_strictly(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize('config, arguments, message', [
     ('ccnn/ccnn_4_140_cifar10.py', [], 'give it by --shape'),
     ('cednet/cednet26_digits.py', ['--opset', '3'], 'to opset 3'),
+    ('cednet/mask_rcnn_cednet26_fpn_digits.py', ['--opset', '13'], 'needs opset 16'),
+    ('ccnn/ccnn_sequential_digits.py', ['--shape', '1', '64', '--preprocess', 'in'],
+     'takes images of three channels'),
 ])
 def test_tool_refuses_in_one_sentence(config, arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['export_onnx.py', str(ROOT / 'configs' / config), '--out',
                                       str(tmp_path / 'model.onnx'), *arguments])
     assert export_onnx.run(export_onnx.main) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory):
+    """Scenes of digits, an untrained segmentor's weights, and its graph of raw images."""
+    folder = tmp_path_factory.mktemp('scenes')
+    command = [sys.executable, str(ROOT / 'tools/dataset_converters/digits_scenes.py'), '--layout',
+               'cityscapes', '--out', str(folder / 'data'), '--train', '1', '--val', '3', '--size',
+               '64']
+    subprocess.run(command, check=True, capture_output=True)
+    config = folder / 'segmentor.py'
+    config.write_text(
+        f"_base_ = '{ROOT}/configs/pyconv/pyconvsegnet_pyconvresnet18_digits.py'\n"
+        f"test_dataloader = dict(dataset=dict(data_root='{folder}/data'))\n")
+    graph = build_graph(Config.fromfile(config), preprocess='in')
+    torch.save({'state_dict': graph.model.state_dict()}, folder / 'weights.pth')
+    export(graph, str(folder / 'model.onnx'))
+    return folder
+
+
+def _metric(tool, folder, model: str, monkeypatch) -> dict:
+    out = folder / tool.__name__
+    monkeypatch.setattr(sys, 'argv', [tool.__name__, str(folder / 'segmentor.py'),
+                                      str(folder / model), '--work-dir', str(out)])
+    assert tool.run(tool.main) == 0
+    return json.loads(next(out.glob('*/*.json')).read_text().splitlines()[-1])
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_metric_of_a_graph_is_that_of_the_network(scenes, monkeypatch, capsys):
+    expected = _metric(load_tool('test.py'), scenes, 'weights.pth', monkeypatch)
+    actual = _metric(load_tool('deployment/test_onnx.py'), scenes, 'model.onnx', monkeypatch)
+    assert actual['mIoU'] == expected['mIoU'] and 0 < actual['aAcc'] == expected['aAcc']
+    assert '3/3' in capsys.readouterr().out
+
+
+def test_graph_runs_without_torch(scenes, tmp_path):
+    image = next((scenes / 'data').glob('leftImg8bit/val/*/*.png'))
+    script = ROOT / 'tools/deployment/infer_onnx.py'
+    program = (f"import runpy, sys; sys.modules['torch'] = sys.modules['mmengine'] = None; "
+               f"sys.argv = ['infer_onnx.py', r'{scenes}/model.onnx', r'{image}', '--out-dir', "
+               f"r'{tmp_path}']; runpy.run_path(r'{script}', run_name='__main__')")
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ' ms' in done.stdout and cv2.imread(str(tmp_path / image.name)).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize('content, name, message', [
+    (b'junk', 'image.png', 'cannot be loaded by onnxruntime'),
+    (None, 'image.png', 'image.png cannot be read as an image'),
+    (None, 'absent.png', 'absent.png does not exist'),
+])
+def test_inference_refuses_in_one_sentence(content, name, message, scenes, tmp_path, monkeypatch,
+                                           capsys):
+    (tmp_path / 'image.png').write_bytes(b'junk')
+    model = scenes / 'model.onnx'
+    if content is not None:
+        model = tmp_path / 'model.onnx'
+        model.write_bytes(content)
+    monkeypatch.setattr(sys, 'argv', ['infer_onnx.py', str(model), str(tmp_path / name)])
+    assert load_tool('deployment/infer_onnx.py').main() == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1
+
+
+def test_graph_of_another_tool_or_config_is_refused(scenes, tmp_path, monkeypatch, capsys):
+    tool = load_tool('deployment/test_onnx.py')
+    other = tmp_path / 'other.onnx'
+    node = onnx.helper.make_node('Identity', ['x'], ['y'])
+    x, y = (onnx.helper.make_tensor_value_info(name, 1, [1]) for name in 'xy')
+    onnx.save(onnx.helper.make_model(
+        onnx.helper.make_graph([node], 'g', [x], [y]), ir_version=8,
+        opset_imports=[onnx.helper.make_opsetid('', 17)]), other)
+    for model, message in ((other, 'was not written by export_onnx.py'),
+                           (scenes / 'model.onnx', 'was exported from segmentor.py')):
+        monkeypatch.setattr(sys, 'argv', ['test_onnx.py', str(
+            ROOT / 'configs/pyconv/pyconvsegnet_pyconvresnet18_digits.py'), str(model)])
+        assert tool.run(tool.main) == 1
+        assert message in capsys.readouterr().err
