@@ -205,7 +205,7 @@ X = _by_pixel(torch.randn(2, 16, 9, 8))
     (X.double(), Convolution(torch.randn(32, 16, 3, 3)), 'torch', 'torch.float64'),
     (X[0], None, 'torch', r'\(16, 9, 8\)'),
     (torch.nn.Parameter(X), None, 'torch', 'Parameter'),
-], ids=str)
+])
 def test_explained(x, conv, chosen, reason, monkeypatch):
     answer = explain_conv_norm_act(x, conv)
     assert answer['chosen'] == chosen
