@@ -87,7 +87,7 @@ class CKConvNd(nn.Module):
             for data sampled twice as densely, and rescales it so that outputs keep their size.
             May be set at any time, see :func:`set_resolution`. Defaults to 1.
         method (str, optional): How to convolve, see :func:`mmcontext.ops.convolve`.
-            Defaults to None: measured.
+            Defaults to None: predicted.
         cache (bool): In eval mode without gradients, sample the kernel once and keep it until
             anything it depends on has changed. Not while the kernel network has hooks, which
             want to run. Defaults to True.

@@ -173,25 +173,31 @@ def depthwise():
 
 def test_choice_is_measured_and_remembered(depthwise):
     x, w = depthwise
-    first = explain_method(x, w, padding='same', groups=2)
+    first = explain_method(x, w, padding='same', groups=2, method='auto')
     assert first.reason == 'measured on these shapes'
     fastest = min(first.fft_seconds, first.direct_seconds)
     assert fastest == (first.fft_seconds if first.method == 'fft' else first.direct_seconds)
-    assert explain_method(x, w, padding='same', groups=2) is first
+    assert explain_method(x, w, padding='same', groups=2, method='auto') is first
 
 
 def test_choice_distinguishes_training(depthwise):
     x, w = depthwise
-    inference = explain_method(x, w, padding='same', groups=2)
-    training = explain_method(x, w.requires_grad_(), padding='same', groups=2)
+    inference = explain_method(x, w, padding='same', groups=2, method='auto')
+    training = explain_method(x, w.requires_grad_(), padding='same', groups=2, method='auto')
     assert training is not inference
+
+
+def test_nothing_is_measured_unless_asked_for(depthwise):
+    x, w = depthwise
+    assert explain_method(
+        x, w, padding='same', groups=2).reason == 'predicted by the cost model (the default)'
 
 
 def test_hopeless_ways_are_not_tried():
     clear_measurements()
     # Never computed: the tensor would need minutes.
     x, w = torch.zeros(1, 1, 1).expand(64, 512, 20000), torch.zeros(1, 1, 1).expand(512, 1, 20001)
-    choice = explain_method(x, w, padding='same', groups=512)
+    choice = explain_method(x, w, padding='same', groups=512, method='auto')
     assert choice.method == 'fft' and 'too slow to try' in choice.reason
 
 
@@ -199,7 +205,7 @@ def test_choice_does_not_touch_random_state_or_gradients(depthwise):
     x, w = depthwise
     w.requires_grad_()
     state = torch.get_rng_state()
-    convolve(x, w, padding='same', groups=2)
+    convolve(x, w, padding='same', groups=2, method='auto')
     assert torch.equal(state, torch.get_rng_state())
     assert w.grad is None
 

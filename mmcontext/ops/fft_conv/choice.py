@@ -1,9 +1,10 @@
-"""Which of the two ways to compute a convolution is cheaper here, found out by trying.
+"""Which of the two ways to compute a convolution is cheaper here: predicted, or found by trying.
 
 A fixed limit on the kernel's size is wrong on most machines: the crossing moves by an order of
 magnitude with the number of axes, depth-wise or full, the dtype, the device and whether
-gradients are wanted. So both ways are timed once per bucket of shapes, on the tensors at hand,
-and the result is remembered for the life of the process.
+gradients are wanted. A cost model knows these, and two runs that it chooses for do the same sums.
+On request both ways are timed instead, once per bucket of shapes, on the tensors at hand, and the
+result is remembered for the life of the process.
 """
 import math
 import os
@@ -58,9 +59,11 @@ def clear_measurements() -> None:
 def _requested_method(method: Optional[str]) -> Tuple[str, str]:
     """The policy asked for and who asked."""
     source = 'argument method'
-    if method is None:
-        method = os.environ.get(METHOD_VARIABLE) or 'auto'
+    if method is None and os.environ.get(METHOD_VARIABLE):
+        method = os.environ[METHOD_VARIABLE]
         source = f'environment variable {METHOD_VARIABLE}'
+    elif method is None:
+        return 'model', 'the default'
     if method not in _METHODS:
         raise ValueError(f'{source} must be one of {", ".join(_METHODS)}, got {method!r}')
     return method, source
@@ -175,7 +178,9 @@ def choose_method(x: Tensor, weight: Tensor, geometry: ConvGeometry,
                                 _wants_grad(x, weight))
     obstacle = _no_trial_reason(x)
     if policy == 'model' or obstacle or x.numel() == 0:
-        why = f'asked for by {source}' if policy == 'model' else obstacle or 'x is empty'
+        why = obstacle or 'x is empty'
+        if policy == 'model':
+            why = source if source == 'the default' else f'asked for by {source}'
         return _cheaper(predicted, f'predicted by the cost model ({why})')
     key = _bucket(x, weight, geometry)
     if key not in _measured:
@@ -202,12 +207,12 @@ def convolve(x: Tensor,
     Args:
         x, weight, bias, stride, padding, dilation, groups: See
             :func:`mmcontext.ops.fft_conv.fft_conv`.
-        method (str, optional): 'auto' times both ways the first time it meets a bucket of shapes
-            (forward, and backward where gradients are wanted) and remembers the winner.
-            'model' predicts instead of timing, so that runs choose alike. 'fft' and 'direct'
-            force a way. None takes the environment variable ``MMCONTEXT_CONV_METHOD``, or else
-            'auto'. 'auto' becomes 'model' under ``torch.compile``, in a CUDA graph and with
-            ``torch.use_deterministic_algorithms``, and 'direct' in an export. Defaults to None.
+        method (str, optional): 'model' takes the way that the cost model predicts to be cheaper,
+            so that runs choose alike. 'auto' times both ways the first time it meets a bucket of
+            shapes (forward, and backward where gradients are wanted) and remembers the winner.
+            'fft' and 'direct' force a way. None takes the environment variable
+            ``MMCONTEXT_CONV_METHOD``, or else 'model'. 'auto' becomes 'model' under
+            ``torch.compile``, in a CUDA graph and with ``torch.use_deterministic_algorithms``, and 'direct' in an export. Defaults to None.
 
     Returns:
         Tensor: [B, O, *out] with the dtype of ``x``.
