@@ -212,7 +212,8 @@ def convolve(x: Tensor,
             shapes (forward, and backward where gradients are wanted) and remembers the winner.
             'fft' and 'direct' force a way. None takes the environment variable
             ``MMCONTEXT_CONV_METHOD``, or else 'model'. 'auto' becomes 'model' under
-            ``torch.compile``, in a CUDA graph and with ``torch.use_deterministic_algorithms``, and 'direct' in an export. Defaults to None.
+            ``torch.compile``, in a CUDA graph and with
+            ``torch.use_deterministic_algorithms``, and 'direct' in an export. Defaults to None.
 
     Returns:
         Tensor: [B, O, *out] with the dtype of ``x``.
