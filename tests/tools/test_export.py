@@ -18,7 +18,7 @@ from mmcontext.layers import CVolution2d
 from mmcontext.ops import local_aggregation, standard_operators
 from mmcontext.ops.local_aggregation import Geometry
 from mmcontext.ops.local_aggregation.reference import aggregate
-from mmcontext.ops.local_aggregation.standard import aggregate_rows
+from mmcontext.ops.local_aggregation.standard import aggregate_rows, aggregate_tiles
 from mmcontext.registry import MODELS
 
 onnx = pytest.importorskip('onnx')
@@ -76,6 +76,7 @@ def _assert_standard(path: str) -> None:
     ((3, 3), (1, 1), (1, 1), (1, 1), (5, 6)),
     ((7, 7), (2, 2), (3, 3), (1, 1), (9, 8)),
     ((2, 5), (1, 3), (0, 4), (2, 1), (7, 7)),
+    ((5, 9), (3, 1), (3, 2), (2, 1), (12, 17)),
     ((1, 2), (3, 3), (4, 0), (2, 3), (9, 9)),
 ])
 def test_standard_form_equals_reference(kernel_size, stride, padding, dilation, size, share):
@@ -84,7 +85,8 @@ def test_standard_form_equals_reference(kernel_size, stride, padding, dilation, 
     w = torch.randn(2, 3, kernel_size[0] * kernel_size[1], *geometry.output_size(*size),
                     dtype=torch.float64)
     expected = aggregate(x, w, geometry)
-    torch.testing.assert_close(aggregate_rows(x, w, geometry), expected, rtol=1e-12, atol=1e-12)
+    for form in (aggregate_rows, *([aggregate_tiles] if dilation[1] == 1 else [])):
+        torch.testing.assert_close(form(x, w, geometry), expected, rtol=1e-12, atol=1e-12)
     with standard_operators():
         actual = local_aggregation(x, w, kernel_size, stride, padding, dilation, share)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)

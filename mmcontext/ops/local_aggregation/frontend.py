@@ -19,7 +19,7 @@ from mmcontext.ops.local_aggregation.native import NativeBackend
 from mmcontext.ops.local_aggregation.operators import LIBRARY, check_same_kind, forward_op
 from mmcontext.ops.local_aggregation.reference import aggregate
 from mmcontext.ops.local_aggregation.shift_add import ShiftAddBackend
-from mmcontext.ops.local_aggregation.standard import aggregate_rows
+from mmcontext.ops.local_aggregation.standard import aggregate_standard
 from mmcontext.ops.local_aggregation.triton_backend import TritonBackend
 from mmcontext.ops.native_library import UNAVAILABLE
 from mmcontext.ops.tracing import in_torch_func, is_exporting, is_symbolic
@@ -149,7 +149,7 @@ def local_aggregation(x: Tensor, w: Tensor, kernel_size: IntPair, stride: IntPai
     backend = backend or forced_backend()
     if standard_operators_wanted(backend):
         check_same_kind('x and w', x, w)
-        return (aggregate if backend == REFERENCE else aggregate_rows)(x, w, geometry)
+        return (aggregate if backend == REFERENCE else aggregate_standard)(x, w, geometry)
     return forward_op(x, w, *geometry, backend)
 
 

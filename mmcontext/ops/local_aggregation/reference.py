@@ -8,7 +8,7 @@ from mmcontext.ops.local_aggregation.backends import Geometry, accumulation_dtyp
 def aggregate(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
     """Sum of the shifted, weighted copies of the zero-padded input.
 
-    Exports take the shorter graph of :func:`aggregate_rows` instead.
+    Exports take the shorter graph of :func:`aggregate_standard` instead.
 
     Args:
         x: [B, C, H, W].

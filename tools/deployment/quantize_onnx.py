@@ -1,0 +1,170 @@
+"""Write a smaller variant of an exported graph: in float16, or with convolutions in int8.
+
+The conversions are onnxruntime's own and need the package onnx. Inputs, outputs and metadata stay,
+so that test_onnx.py takes the result. int8 is calibrated on training images of the config, sized
+by its test pipeline; convolutions and linear layers become int8, the aggregation with dynamic
+kernels and whatever stands between stay float32.
+
+    python tools/deployment/quantize_onnx.py model.onnx --config CONFIG --calibration 64
+    python tools/deployment/quantize_onnx.py model.onnx --fp16
+"""
+import argparse
+import copy
+import os
+import re
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Dict, List, Optional
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, DefaultScope
+
+from mmcontext.deployment.preprocess import test_dataset
+from mmcontext.deployment.runtime import OnnxGraph, leave_images_raw
+from mmcontext.engine.flops import build_model
+from mmcontext.utils.cli import add_cfg_options, load_config, run
+from mmcontext.utils.errors import UserError
+
+# Products of activations, such as the aggregation's, are none of these.
+_INT8 = ('Conv', 'Gemm')
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('model', help='file that export_onnx.py wrote')
+    parser.add_argument('--config', help='its config, for int8')
+    parser.add_argument('--calibration', type=int, default=64, metavar='N',
+                        help='training images to take the ranges of activations from '
+                        '(default: 64)')
+    parser.add_argument('--keep', metavar='PATTERN',
+                        help='leave layers in float32 whose name matches this regular expression, '
+                        'e.g. span for those that make the kernels of involutions')
+    parser.add_argument('--fp16', action='store_true', help='float16 instead of int8')
+    parser.add_argument('--out', help='file to write (default: MODEL_int8.onnx, MODEL_fp16.onnx)')
+    add_cfg_options(parser)
+    args = parser.parse_args()
+    if not args.fp16 and not args.config:
+        parser.error('int8 needs --config, for the images to calibrate with')
+    if args.calibration < 1:
+        parser.error(f'--calibration must be at least 1, got {args.calibration}')
+    return args
+
+
+def calibration_images(cfg: Config, graph: OnnxGraph, count: int) -> List[Dict[str, np.ndarray]]:
+    """Inputs of a graph for training images, spread over the set, one by one.
+
+    Args:
+        cfg: Config of the graph; changed.
+        graph: Takes the images.
+        count: Images, or all where there are fewer.
+    """
+    raw = graph.metadata['preprocess'] == 'in'
+    if raw:
+        leave_images_raw(cfg)
+    settings = copy.deepcopy(cfg.train_dataloader.dataset)
+    while 'dataset' in settings:
+        settings = settings['dataset']
+    settings['pipeline'] = test_dataset(cfg)['pipeline']
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
+        dataset = DATASETS.build(settings)
+    prepare = build_model(cfg).data_preprocessor
+    feeds = []
+    for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int):
+        batch = prepare(pseudo_collate([dataset[index]]), False)
+        images = batch['inputs'].numpy()
+        if raw:
+            images = np.ascontiguousarray(images.astype(np.uint8).transpose(0, 2, 3, 1))
+        feed = {'images': images}
+        if not raw and graph.metadata['task'] == 'detection':
+            feed['sizes'] = np.array([batch['data_samples'][0].img_shape[:2]], np.int64)
+        feeds.append(feed)
+    return feeds
+
+
+def to_int8(path: str, out: str, feeds: List[Dict[str, np.ndarray]],
+            keep: Optional[str] = None) -> None:
+    """Quantise a file's convolutions and linear layers, by channels of their weights.
+
+    Args:
+        path, out: Files to read and to write.
+        feeds: Inputs to take the ranges of activations from.
+        keep: Regular expression; nodes with a match in their name stay as they are.
+
+    Raises:
+        UserError: No node has one.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Images(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.feeds = iter(feeds)
+
+        def get_next(self):
+            return next(self.feeds, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = os.path.join(folder, 'prepared.onnx')
+        # Folds the norms into the convolutions; shapes may depend on values in a detector.
+        quant_pre_process(path, prepared, skip_symbolic_shape=True)
+        kept = [node.name for node in onnx.load(prepared).graph.node
+                if keep and node.op_type in _INT8 and re.search(keep, node.name)]
+        if keep and not kept:
+            raise UserError(f'no convolution or linear layer of {path} has a name that matches '
+                            f'--keep {keep}')
+        quantize_static(prepared, out, Images(), op_types_to_quantize=list(_INT8),
+                        nodes_to_exclude=kept, per_channel=True)
+
+
+def to_fp16(path: str, out: str) -> None:
+    """Convert a file's weights and arithmetic to float16, but for its inputs and outputs."""
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # It warns of every weight too small for float16.
+        onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), out)
+
+
+def keep_metadata(path: str, out: str) -> None:
+    """Write what one file tells about itself into another."""
+    import onnx
+    model = onnx.load(out)
+    del model.metadata_props[:]
+    model.metadata_props.extend(onnx.load(path, load_external_data=False).metadata_props)
+    onnx.save(model, out)
+
+
+def main() -> None:
+    """Command line entry point."""
+    args = parse_args()
+    args.launcher, args.work_dir, args.local_rank = 'none', None, 0
+    graph = OnnxGraph(args.model)
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise UserError('this needs onnx: pip install onnx') from error
+    out = args.out or f'{Path(args.model).with_suffix("")}_{"fp16" if args.fp16 else "int8"}.onnx'
+    if args.fp16:
+        to_fp16(args.model, out)
+    else:
+        cfg = load_config(args)
+        if graph.metadata['config'] != Path(cfg.filename).name:
+            raise UserError(f'{args.model} was exported from {graph.metadata["config"]}, not from '
+                            f'{args.config}')
+        to_int8(args.model, out, calibration_images(cfg, graph, args.calibration),
+                args.keep)
+    keep_metadata(args.model, out)
+    OnnxGraph(out)
+    before, after = (os.path.getsize(name) / 2**20 for name in (args.model, out))
+    print(f'{out}: {after:.1f} MiB, {before:.1f} before')
+
+
+if __name__ == '__main__':
+    sys.exit(run(main))
