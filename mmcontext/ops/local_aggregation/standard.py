@@ -5,7 +5,6 @@ from torch import Tensor
 
 from mmcontext.ops.local_aggregation.backends import Geometry, accumulation_dtype
 
-
 # Output pixels of a row that one matrix product serves.
 _TILE = 7
 # From this many taps on, products of matrices are faster in onnxruntime.
