@@ -23,6 +23,7 @@ from mmcontext.ops.conv_norm_act import (
 from mmcontext.ops.conv_norm_act.arguments import Norm
 from mmcontext.ops.tracing import is_symbolic
 
+_PARTS = ('pool', 'conv', 'norm', 'act')
 _ACTIVATIONS = {type(None): 'none', nn.Identity: 'none', nn.ReLU: 'relu', nn.SiLU: 'silu'}
 
 
@@ -65,8 +66,8 @@ def _norm(norm: nn.Module) -> Optional[Norm]:
 
 def _call_conv(conv: nn.Module, x: Tensor) -> Tensor:
     """``conv(x)``; on a GPU narrow groups are run by what is fastest for them."""
-    if (is_plain(conv, nn.Conv2d) and conv.groups > 1 and conv.padding_mode == 'zeros'
-            and not is_symbolic(x) and x.is_cuda):
+    if (type(conv) is nn.Conv2d and conv.groups > 1 and is_plain(conv, nn.Conv2d)
+            and conv.padding_mode == 'zeros' and not is_symbolic(x) and x.is_cuda):
         return grouped_conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding,
                               conv.dilation, conv.groups)
     return conv(x)
@@ -155,7 +156,7 @@ class ConvNormAct(nn.Sequential):
 
     def __init__(self, conv: Optional[nn.Module] = None, norm: Optional[nn.Module] = None,
                  act: Optional[nn.Module] = None, pool: Optional[nn.Module] = None) -> None:
-        parts = dict(pool=pool, conv=conv, norm=norm, act=act)
+        parts = dict(zip(_PARTS, (pool, conv, norm, act)))
         given = [name for name, module in parts.items() if module is not None]
         super().__init__(*(parts[name] for name in given))
         self._names = {name: str(index) for index, name in enumerate(given)}
@@ -171,10 +172,11 @@ class ConvNormAct(nn.Sequential):
 
     def forward(self, x: Tensor, residual: Optional[Tensor] = None) -> Tensor:
         """[B, C, H, W] -> ``act(norm(conv(pool(x))) + residual)``."""
-        pool = self.part('pool')
+        modules, names = self._modules, self._names
+        pool, conv, norm, act = [modules.get(names.get(name)) for name in _PARTS]
         if pool is not None:
             x = pool(x)
-        return run_together(x, self.part('conv'), self.part('norm'), self.part('act'), residual)
+        return run_together(x, conv, norm, act, residual)
 
 
 class FusedConvModule(ConvModule):
