@@ -1,5 +1,7 @@
 """float16 and int8 variants of an exported classifier."""
+import copy
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -38,6 +40,19 @@ def folder(tmp_path_factory):
     make_decided(graph.model, lambda: graph.module(images))
     export(graph, str(folder / 'model.onnx'))
     return folder
+
+
+def test_calibration_images_are_as_the_graph_takes_them(folder):
+    cfg = Config.fromfile(CONFIG)
+    cfg.train_dataloader.dataset.data_root = str(folder)
+    inputs = {}
+    for preprocess in ('in', 'out'):
+        graph = SimpleNamespace(metadata=dict(preprocess=preprocess, task='classification'))
+        inputs[preprocess] = quantize_onnx.calibration_images(copy.deepcopy(cfg), graph, 10)
+    mean, std = (np.array(cfg.data_preprocessor[name]) for name in ('mean', 'std'))
+    for raw, normalised in zip(inputs['in'], inputs['out']):
+        expected = (raw['images'] - mean) / std
+        np.testing.assert_allclose(normalised['images'], expected.transpose(0, 3, 1, 2), atol=1e-5)
 
 
 def _run(monkeypatch, folder, *arguments) -> int:

@@ -73,6 +73,8 @@ def calibration_images(cfg: Config, graph: OnnxGraph, count: int) -> List[Dict[s
     settings['pipeline'] = test_dataset(cfg)['pipeline']
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
         dataset = DATASETS.build(settings)
+    if cfg.get('data_preprocessor'):  # mmpretrain's stands beside the model
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     prepare = build_model(cfg).data_preprocessor
     feeds = []
     for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int):
@@ -97,7 +99,7 @@ def to_int8(path: str, out: str, feeds: List[Dict[str, np.ndarray]],
         keep: Regular expression; nodes with a match in their name stay as they are.
 
     Raises:
-        UserError: No node has one.
+        UserError: No node has one, or activations are not finite.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
@@ -119,8 +121,12 @@ def to_int8(path: str, out: str, feeds: List[Dict[str, np.ndarray]],
         if keep and not kept:
             raise UserError(f'no convolution or linear layer of {path} has a name that matches '
                             f'--keep {keep}')
-        quantize_static(prepared, out, Images(), op_types_to_quantize=list(_INT8),
-                        nodes_to_exclude=kept, per_channel=True)
+        try:
+            quantize_static(prepared, out, Images(), op_types_to_quantize=list(_INT8),
+                            nodes_to_exclude=kept, per_channel=True)
+        except AssertionError as error:
+            raise UserError(f'{path} cannot be quantised: on the calibration images an activation '
+                            f'is not finite ({error})') from error
 
 
 def to_fp16(path: str, out: str) -> None:
