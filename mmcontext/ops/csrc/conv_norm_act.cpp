@@ -2,6 +2,7 @@
 // reference stand in conv_norm_act/*.py.
 #include "conv_norm_act.h"
 
+#include <ATen/core/grad_mode.h>
 #include <torch/library.h>
 
 namespace mmcontext {
