@@ -2,7 +2,7 @@
 // reference stand in conv_norm_act/*.py.
 #include "conv_norm_act.h"
 
-#include <ATen/core/grad_mode.h>
+#include <c10/core/GradMode.h>
 #include <torch/library.h>
 
 namespace mmcontext {
@@ -119,7 +119,7 @@ Tensor without_gradients(const Tensor& x, const MaybeTensor& weight, const Maybe
                          const MaybeTensor& residual, string_view activation,
                          string_view method) {
   const auto wanted = [](const MaybeTensor& t) { return t && t->requires_grad(); };
-  TORCH_CHECK(!at::GradMode::is_enabled() || !(x.requires_grad() || wanted(weight) ||
+  TORCH_CHECK(!c10::GradMode::is_enabled() || !(x.requires_grad() || wanted(weight) ||
                                                wanted(bias) || wanted(norm_weight) ||
                                                wanted(norm_bias) || wanted(residual)),
               "the operator conv_norm_act has no derivative; mmcontext.ops.conv_norm_act takes "
