@@ -1,4 +1,4 @@
-"""Several processes on a machine without an accelerator."""
+"""Several processes, above all on a machine without an accelerator."""
 import ctypes
 import datetime
 import gc
@@ -8,12 +8,23 @@ import subprocess
 import sys
 
 import torch.distributed as dist
+from torch import nn
 
 
 def on_cpu() -> bool:
     """Whether mmengine finds no accelerator (CUDA, NPU, MLU, MPS, MUSA) here."""
     from mmengine.device import get_device
     return get_device() == 'cpu'
+
+
+def unwrapped_model(runner) -> nn.Module:
+    """The model of a runner without what several processes wrap it in.
+
+    Args:
+        runner (Runner): mmengine's or a subclass.
+    """
+    from mmengine.model import is_model_wrapper
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def init_cpu_process_group(launcher: str, timeout: float = 1800) -> None:

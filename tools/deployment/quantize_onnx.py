@@ -20,12 +20,10 @@ from typing import Dict, List, Optional
 
 import numpy as np
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, DefaultScope
 
-from mmcontext.deployment.preprocess import test_dataset
-from mmcontext.deployment.runtime import OnnxGraph, leave_images_raw
-from mmcontext.engine.flops import build_model
+from mmcontext.deployment.preprocess import Preprocess, normalisation_of, test_dataset
+from mmcontext.deployment.runtime import OnnxGraph
 from mmcontext.utils.cli import add_cfg_options, load_config, run
 from mmcontext.utils.errors import UserError
 
@@ -60,31 +58,25 @@ def calibration_images(cfg: Config, graph: OnnxGraph, count: int) -> List[Dict[s
     """Inputs of a graph for training images, spread over the set, one by one.
 
     Args:
-        cfg: Config of the graph; changed.
+        cfg: Config of the graph, of images.
         graph: Takes the images.
         count: Images, or all where there are fewer.
     """
-    raw = graph.metadata['preprocess'] == 'in'
-    if raw:
-        leave_images_raw(cfg)
     settings = copy.deepcopy(cfg.train_dataloader.dataset)
     while 'dataset' in settings:
         settings = settings['dataset']
     settings['pipeline'] = test_dataset(cfg)['pipeline']
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
         dataset = DATASETS.build(settings)
-    if cfg.get('data_preprocessor'):  # mmpretrain's stands beside the model
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    prepare = build_model(cfg).data_preprocessor
+    raw = graph.metadata['preprocess'] == 'in'
+    prepare = Preprocess(normalisation_of(cfg))
     feeds = []
     for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int):
-        batch = prepare(pseudo_collate([dataset[index]]), False)
-        images = batch['inputs'].numpy()
-        if raw:
-            images = np.ascontiguousarray(images.astype(np.uint8).transpose(0, 2, 3, 1))
-        feed = {'images': images}
+        item = dataset[index]
+        images = item['inputs'].permute(1, 2, 0)[None].contiguous()
+        feed = {'images': (images if raw else prepare(images)).numpy()}
         if not raw and graph.metadata['task'] == 'detection':
-            feed['sizes'] = np.array([batch['data_samples'][0].img_shape[:2]], np.int64)
+            feed['sizes'] = np.array([item['data_samples'].img_shape[:2]], np.int64)
         feeds.append(feed)
     return feeds
 

@@ -2,10 +2,10 @@
 from typing import Sequence
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from torch import nn
 
 from mmcontext.registry import HOOKS
+from mmcontext.utils.dist import unwrapped_model
 
 
 @HOOKS.register_module()
@@ -37,7 +37,7 @@ class CompileHook(Hook):
 
     def before_run(self, runner) -> None:
         """Compile; the work itself is done in the first call."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped_model(runner)
         if not hasattr(nn.Module, 'compile'):
             raise RuntimeError('CompileHook needs torch 2.2 or newer')
         for part in self.parts:

@@ -11,24 +11,20 @@ from mmengine.dist import (
     get_world_size,
 )
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmcontext.registry import HOOKS
+from mmcontext.utils.dist import unwrapped_model
 
 from .. import random_states
 
 KEY = 'resume_state'
 
 
-def _unwrapped(runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
-
-
 def _buffers(runner) -> Dict[str, Tensor]:
     """What a checkpoint holds as the first process has it: buffers of model and average."""
-    models = [_unwrapped(runner)]
+    models = [unwrapped_model(runner)]
     models += [hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)]
     buffers = {}
     for index, model in enumerate(models):
@@ -60,7 +56,7 @@ def _pending_gradients(runner) -> Dict[str, Tensor]:
     wrapper = runner.optim_wrapper
     if not isinstance(wrapper, OptimWrapperDict) and wrapper.should_update():
         return {}
-    return {name: parameter.grad for name, parameter in _unwrapped(runner).named_parameters()
+    return {name: parameter.grad for name, parameter in unwrapped_model(runner).named_parameters()
             if parameter.grad is not None}
 
 
@@ -69,7 +65,7 @@ def _gather_gradients(runner) -> List[Dict[str, Tensor]]:
     mine = _pending_gradients(runner)
     names = all_gather_object(list(mine))
     gathered: List[Dict[str, Tensor]] = [{} for _ in names]
-    for name, parameter in _unwrapped(runner).named_parameters():
+    for name, parameter in unwrapped_model(runner).named_parameters():
         holders = [rank for rank, known in enumerate(names) if name in known]
         if not holders:
             continue
@@ -143,7 +139,7 @@ class ExactResumeHook(Hook):
         with torch.no_grad():
             for name, buffer in mine['buffers'].items():
                 buffers[name].copy_(buffer)
-        for name, parameter in _unwrapped(runner).named_parameters():
+        for name, parameter in unwrapped_model(runner).named_parameters():
             if name in mine['gradients']:
                 parameter.grad = mine['gradients'][name].to(parameter)
         random_states.restore(mine['random'])

@@ -3,12 +3,12 @@ from typing import List
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from mmcontext.layers.ckconv import CKConvNd
 from mmcontext.layers.pointconv import PointCKConv
 from mmcontext.registry import HOOKS
+from mmcontext.utils.dist import unwrapped_model
 
 
 def kernel_penalty(model: nn.Module, kernels: List[Tensor]) -> Tensor:
@@ -57,7 +57,7 @@ class KernelPenaltyHook(Hook):
 
     def before_train(self, runner) -> None:
         """Watch the model and its continuous layers."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped_model(runner)
         self.watch(model)
 
     def after_train(self, runner) -> None:

@@ -6,12 +6,12 @@ from typing import Iterable, Optional
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmcontext.registry import HOOKS
+from mmcontext.utils.dist import unwrapped_model
 
 
 @torch.no_grad()
@@ -108,6 +108,6 @@ class PreciseBNHook(Hook):
                 cfg.update(persistent_workers=False)
                 cfg = runner.build_dataloader(cfg, seed=runner.seed)
             self._loader = cfg
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped_model(runner)
         norms = update_bn_stats(model, islice(iter(self._loader), self.num_iters))
         runner.logger.info(f'new statistics of {norms} batch norms')

@@ -20,6 +20,7 @@ from mmcontext.ops.tracing import in_torch_func, is_compiling, is_recording
 
 METHOD_VARIABLE = 'MMCONTEXT_CONV_METHOD'
 _METHODS = ('auto', 'model', 'fft', 'direct')
+_DEFAULT = 'model'
 _IMPLEMENTATIONS = {'fft': fft_conv_impl, 'direct': direct_conv_impl}
 
 # Nanoseconds per multiply-add of the direct way, depth-wise and full, in inference and with the
@@ -57,13 +58,13 @@ def clear_measurements() -> None:
 
 
 def _requested_method(method: Optional[str]) -> Tuple[str, str]:
-    """The policy asked for and who asked."""
+    """The policy asked for and who asked; '' where nobody did."""
     source = 'argument method'
-    if method is None and os.environ.get(METHOD_VARIABLE):
-        method = os.environ[METHOD_VARIABLE]
+    if method is None:
+        method = os.environ.get(METHOD_VARIABLE)
+        if not method:
+            return _DEFAULT, ''
         source = f'environment variable {METHOD_VARIABLE}'
-    elif method is None:
-        return 'model', 'the default'
     if method not in _METHODS:
         raise ValueError(f'{source} must be one of {", ".join(_METHODS)}, got {method!r}')
     return method, source
@@ -180,7 +181,7 @@ def choose_method(x: Tensor, weight: Tensor, geometry: ConvGeometry,
     if policy == 'model' or obstacle or x.numel() == 0:
         why = obstacle or 'x is empty'
         if policy == 'model':
-            why = source if source == 'the default' else f'asked for by {source}'
+            why = f'asked for by {source}' if source else 'the default'
         return _cheaper(predicted, f'predicted by the cost model ({why})')
     key = _bucket(x, weight, geometry)
     if key not in _measured:
