@@ -15,6 +15,8 @@ from mmcontext.utils.errors import UserError
 LOGITS, PIXELS, BOX, SCORE, MASK = 1e-4, 1e-4, 0.05, 1e-4, 0.999
 # Detections with lower scores are not compared.
 MIN_SCORE = 0.05
+# Of noise, in the order that they are tried.
+_AMPLITUDES = (1., 0.25, 0.06)
 
 
 class Agreement(NamedTuple):
@@ -49,15 +51,35 @@ class Agreement(NamedTuple):
         return text if self.mask is None else f'{text}, masks overlap by {self.mask:.4f}'
 
 
-def random_inputs(graph: Graph, batch: int, seed: int = 0) -> Tuple[Tensor, ...]:
-    """Noise of the example's size, for another batch."""
+def random_inputs(graph: Graph, batch: int, seed: int = 0,
+                  amplitude: float = 1.) -> Tuple[Tensor, ...]:
+    """Noise of the example's size, for another batch.
+
+    Args:
+        graph: What takes it.
+        batch: Images.
+        seed: Of the noise.
+        amplitude: Standard deviation; of raw images the share of the range, around its middle.
+    """
     generator = torch.Generator().manual_seed(seed)
     shape = (batch, *graph.example[0].shape[1:])
     if graph.example[0].dtype == torch.uint8:
-        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        images = torch.randint(0, 256, shape, generator=generator)
+        images = ((images - 127.5) * amplitude + 127.5).to(torch.uint8)
     else:
-        images = torch.randn(shape, generator=generator)
+        images = torch.randn(shape, generator=generator) * amplitude
     return (images, *(other[:1].expand(batch, -1).clone() for other in graph.example[1:]))
+
+
+def finite_inputs(graph: Graph, batch: int) -> Tuple[Tensor, ...]:
+    """Noise that the network stays finite on: kernels made of it may overflow where kernels made
+    of images do not. Of a classifier or segmentor."""
+    for amplitude in _AMPLITUDES:
+        inputs = random_inputs(graph, batch, amplitude=amplitude)
+        with torch.no_grad():
+            if graph.module(*inputs).isfinite().all():
+                break
+    return inputs
 
 
 def image_inputs(graph: Graph, images: np.ndarray) -> Tuple[Tensor, ...]:
@@ -100,7 +122,8 @@ def compare(graph: Graph, onnx: OnnxGraph, inputs: Tuple[Tensor, ...]) -> Agreem
         return Agreement(logits=(actual != expected).float().mean().item())
     if not expected.isfinite().all():
         raise UserError('the logits are not finite in torch already, so that the graph cannot be '
-                        'compared; untrained dynamic kernels may overflow, give a checkpoint')
+                        'compared; untrained dynamic kernels may overflow, give a checkpoint, '
+                        'or --images')
     return Agreement(((actual - expected).abs().max() / expected.abs().max()).item())
 
 

@@ -11,7 +11,7 @@ from common import ROOT, load_tool
 from mmengine.config import Config
 from torch import nn
 
-from mmcontext.deployment.checking import compare, random_inputs
+from mmcontext.deployment.checking import compare, finite_inputs, random_inputs
 from mmcontext.deployment.graph import Graph, build_graph, export
 from mmcontext.deployment.runtime import OnnxGraph
 from mmcontext.layers import CVolution2d
@@ -115,6 +115,21 @@ def test_comparison_finds_a_difference(tmp_path):
     with torch.no_grad():
         graph.model.head.bias += 1e-2 * graph.model.head.weight.abs().max() + 1
     assert not compare(graph, OnnxGraph(path), random_inputs(graph, 1))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.uint8])
+def test_noise_is_toned_down_where_the_network_overflows(dtype):
+    class Wild(nn.Module):
+        def forward(self, x):
+            # Of noise the square is beyond float32, a quarter away from the middle it is not.
+            return ((x.float() - middle) / spread * 3e19).square()
+
+    middle, spread = (127.5, 127.5) if dtype == torch.uint8 else (0., 3.)
+    graph = Graph(Wild(), (torch.zeros(2, 3, 8, 8, dtype=dtype), ), {}, {}, {}, None)
+    assert not graph.module(*random_inputs(graph, 3)).isfinite().all()
+    images, = finite_inputs(graph, 3)
+    assert images.shape == (3, 3, 8, 8) and images.dtype == dtype
+    assert graph.module(images).isfinite().all() and images.float().std() > 0.05
 
 
 def test_gate_of_c_volution_follows_the_size_in_a_trace():
