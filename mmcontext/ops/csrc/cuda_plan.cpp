@@ -17,11 +17,6 @@ DeviceOperand on_device(const CudaOperand& of) {
   return {of.address, of.batch, of.channel, of.tap, of.row, of.col};
 }
 
-template <class Parameters> std::vector<char> bytes_of(const Parameters& parameters) {
-  const char* begin = reinterpret_cast<const char*>(&parameters);
-  return {begin, begin + sizeof parameters};
-}
-
 CudaLaunch general(const CudaProblem& p, const CudaDevice& device) {
   GeneralParameters to{};
   to.source = on_device(p.source);

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda_launch.h"
 #include "kernels.h"
 
 namespace mmcontext {
@@ -27,20 +28,6 @@ struct CudaProblem {
   int64_t in_rows, in_cols, out_rows, out_cols;  // of x and of y, whatever the task
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   bool interleaved;
-};
-
-struct CudaDevice {
-  int capability;                                // 10 * major + minor
-  int multiprocessors;
-  int64_t shared_per_block, shared_per_multiprocessor;  // bytes; the opt-in maximum of a block
-};
-
-struct CudaLaunch {
-  std::string source;                            // file in the folder cuda/
-  std::string defines;                           // with source the identity of a compiled kernel
-  std::string entry;                             // name of the extern "C" __global__ function
-  unsigned grid[3], block, shared_bytes;
-  std::vector<char> parameters;                  // bytes of its one by-value parameter
 };
 
 // Launches that solve the problem, in order, on one stream. General kernels serve what the fast

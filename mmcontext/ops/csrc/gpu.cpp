@@ -1,4 +1,4 @@
-// Launches the CUDA kernels. No CUDA header is needed to build this and no CUDA library is
+// Launches CUDA kernels. No CUDA header is needed to build this and no CUDA library is
 // linked: Python (local_aggregation/cuda.py) compiles the kernels and hands over the addresses
 // of the driver's functions, and everything that happens at every call happens here.
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -9,14 +9,12 @@
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
-#include <stdexcept>
 #include <tuple>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
-#include "cuda_plan.h"
-#include "local_aggregation.h"
+#include "gpu.h"
 
 namespace mmcontext {
 namespace {
@@ -84,30 +82,6 @@ void* known_function(Gpu& there, const CudaLaunch& launch) {
   return found == there.functions.end() ? nullptr : found->second;
 }
 
-// Has the kernels of a new forward pass' gradients compiled behind it: the backward pass will
-// ask for them next, laid out as the operands are.
-void expect_gradients(Gpu& there, int64_t device, const CudaProblem& forward) {
-  using Expect = void(c10::string_view, c10::string_view, int64_t);
-  static const auto expect = c10::Dispatcher::singleton()
-      .findSchemaOrThrow("mmcontext_native::expect_kernel", "").typed<Expect>();
-  CudaProblem of_x = forward, of_w = forward;
-  of_x.task = Task::kGradInput;
-  std::swap(of_x.source, of_x.target);
-  of_w.task = Task::kGradWeight;
-  std::swap(of_w.kernel, of_w.target);
-  // The gradient of the kernels is written by rows.
-  const int64_t row = forward.out_cols, tap = row * forward.out_rows;
-  const int64_t group = tap * forward.kernel_h * forward.kernel_w;
-  of_w.target = {forward.kernel.address, group * forward.groups, group, tap, row, 1};
-  for (const CudaProblem& problem : {of_x, of_w}) {
-    for (const CudaLaunch& launch : plan_cuda(problem, there.limits)) {
-      if (known_function(there, launch) == nullptr) {
-        expect.call(launch.source, launch.defines, device);
-      }
-    }
-  }
-}
-
 void* build(Gpu& there, int64_t device, const CudaLaunch& launch) {
   using Build = int64_t(c10::string_view, c10::string_view, c10::string_view, int64_t);
   static const auto ask = c10::Dispatcher::singleton()
@@ -131,25 +105,6 @@ void* stream_of(int64_t device) {
   return reinterpret_cast<void*>(ask.call(device));
 }
 
-CudaOperand operand(const Tensor& t) {
-  const bool kernels = t.dim() == 5;
-  const auto stride = [&](int64_t dim) { return t.size(dim) == 1 ? 0 : t.stride(dim); };
-  // A single column counts as contiguous.
-  return {reinterpret_cast<uint64_t>(t.data_ptr()), stride(0), stride(1),
-          kernels ? stride(2) : 0, stride(kernels ? 3 : 2), t.size(-1) == 1 ? 1 : t.stride(-1)};
-}
-
-CudaProblem problem_of(Task task, const Tensor& source, const Tensor& kernel,
-                       const Tensor& target, const Geometry& g) {
-  const Tensor& x = task == Task::kGradInput ? target : source;
-  const Tensor& kernels = task == Task::kGradWeight ? target : kernel;
-  return {task, storage_of(source), operand(source), operand(kernel), operand(target),
-          x.size(0), x.size(1), kernels.size(1),
-          x.size(2), x.size(3), kernels.size(3), kernels.size(4),
-          g.kernel[0], g.kernel[1], g.stride[0], g.stride[1], g.padding[0], g.padding[1],
-          g.dilation[0], g.dilation[1], g.interleaved};
-}
-
 void launch(Gpu& there, int64_t device, void* function, void* stream, const CudaLaunch& one) {
   void* arguments[] = {const_cast<char*>(one.parameters.data())};
   const Launch how = device == kHost ? launch_on_host : launch_kernel;
@@ -168,12 +123,6 @@ void launch(Gpu& there, int64_t device, void* function, void* stream, const Cuda
               " threads, ", one.shared_bytes, " bytes of shared memory): error ", error);
 }
 
-// A map that the fast kernels read: by planes or by pixels. An expanded gradient, say, is not.
-Tensor dense(const Tensor& map) {
-  if (map.stride(3) == 1 || map.stride(1) == 1 || map.size(3) == 1) return map;
-  return map.contiguous();
-}
-
 void set_host_launcher(int64_t address) { launch_on_host = reinterpret_cast<Launch>(address); }
 
 void forget_kernels(int64_t device) {
@@ -186,23 +135,32 @@ void forget_kernels(int64_t device) {
 
 const std::string& gpu_refusal(int64_t device) { return gpu(device).refusal; }
 
-void run_on_gpu(Task task, const Tensor& source, const Tensor& kernel, const Tensor& target,
-                const Geometry& geometry) {
-  const bool on_host = source.is_cpu();
-  const int64_t device = on_host ? kHost : source.get_device();
-  const c10::OptionalDeviceGuard guard(on_host ? c10::optional<c10::Device>()
-                                               : c10::optional<c10::Device>(source.device()));
+int64_t gpu_index(const at::Tensor& t) { return t.is_cpu() ? kHost : t.get_device(); }
+
+const CudaDevice& gpu_limits(int64_t device) { return gpu(device).limits; }
+
+bool is_built(int64_t device, const CudaLaunch& launch) {
+  return known_function(gpu(device), launch) != nullptr;
+}
+
+void expect_kernel(int64_t device, const CudaLaunch& launch) {
+  using Expect = void(c10::string_view, c10::string_view, int64_t);
+  static const auto expect = c10::Dispatcher::singleton()
+      .findSchemaOrThrow("mmcontext_native::expect_kernel", "").typed<Expect>();
+  if (!is_built(device, launch)) expect.call(launch.source, launch.defines, device);
+}
+
+void launch_on_gpu(int64_t device, const std::vector<CudaLaunch>& launches) {
+  const bool on_host = device == kHost;
+  const c10::OptionalDeviceGuard guard(
+      on_host ? c10::optional<c10::Device>()
+              : c10::optional<c10::Device>(c10::Device(c10::DeviceType::CUDA,
+                                                       static_cast<c10::DeviceIndex>(device))));
   Gpu& there = gpu(device);
-  const Tensor map = dense(source);
-  const Tensor kernels = task == Task::kGradWeight ? dense(kernel) : kernel;
   void* const stream = on_host ? nullptr : stream_of(device);
-  const CudaProblem problem = problem_of(task, map, kernels, target, geometry);
-  for (const CudaLaunch& one : plan_cuda(problem, there.limits)) {
+  for (const CudaLaunch& one : launches) {
     void* function = known_function(there, one);
-    if (function == nullptr) {
-      if (task == Task::kForward) expect_gradients(there, device, problem);
-      function = build(there, device, one);
-    }
+    if (function == nullptr) function = build(there, device, one);
     launch(there, device, function, stream, one);
   }
 }
@@ -221,13 +179,4 @@ TORCH_LIBRARY_FRAGMENT(mmcontext_native, m) {
         [](int64_t device) { return mmcontext::gpu_refusal(device); });
   m.def("forget_kernels(int device) -> ()", &mmcontext::forget_kernels);
   m.def("set_host_launcher(int address) -> ()", &mmcontext::set_host_launcher);
-  m.def("set_cuda_tiles(str text) -> ()",
-        [](std::string text) {
-          try {
-            mmcontext::set_cuda_tiles(text);
-          } catch (const std::invalid_argument& error) {
-            // torch 2.15 makes a RuntimeError of it.
-            TORCH_CHECK_VALUE(false, error.what());
-          }
-        });
 }

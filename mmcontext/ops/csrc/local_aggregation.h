@@ -43,12 +43,8 @@ inline Storage storage_of(const Tensor& t) {
 void run_on_cpu(Task task, const Tensor& source, const Tensor& kernel, const Tensor& target,
                 const Geometry& geometry);
 
-// The same on the tensors' GPU and its current stream. Tensors of the CPU stand for those of a
-// GPU in tests and where the host's share of the time is measured: see set_host_launcher.
+// The same on the tensors' GPU and its current stream.
 void run_on_gpu(Task task, const Tensor& source, const Tensor& kernel, const Tensor& target,
                 const Geometry& geometry);
-
-// Why the kernels cannot run on the GPU with this index; empty where they can.
-const std::string& gpu_refusal(int64_t device);
 
 }  // namespace mmcontext

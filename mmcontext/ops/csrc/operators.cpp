@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "gpu.h"
 #include "huge_pages.h"
 #include "local_aggregation.h"
 #include "work.h"

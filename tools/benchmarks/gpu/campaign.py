@@ -63,7 +63,9 @@ class Campaign:
         environment, self.state['setup'] = self._prepare(self.options, self.work, self._log)
         for task in self.tasks:
             done = self.state['tasks'].get(task.name, {}).get('status') == 'done'
-            if task.part not in self.options.parts or done and not self.options.again:
+            wanted = (task.name in self.options.tasks if self.options.tasks
+                      else task.part in self.options.parts)
+            if not wanted or done and not self.options.again:
                 continue
             self.state['tasks'][task.name] = entry = self._one(task, environment)
             print(f'{task.part} {task.name}: {entry["status"]}, {entry["seconds"]:.0f} s, '
@@ -172,6 +174,8 @@ def parse(arguments: Optional[List[str]] = None) -> argparse.Namespace:
     parser.add_argument('--minutes', type=float, default=9.5, help='for all of it; default 9.5')
     parser.add_argument('--out', default='work_dirs/gpu_campaign')
     parser.add_argument('--parts', default=PARTS, help=f'letters of {PARTS}; default all')
+    parser.add_argument('--tasks', nargs='+', choices=[task.name for task in TASKS],
+                        metavar='TASK', help='these alone, whatever their part')
     parser.add_argument('--again', action='store_true', help='run finished tasks again')
     parser.add_argument('--dry-run', action='store_true', help='tiny shapes on the CPU')
     parser.add_argument('--wheels', help='folder of wheels of the packages that are missing')

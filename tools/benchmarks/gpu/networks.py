@@ -15,9 +15,9 @@ from gpu.record import Record
 from gpu.timing import Device
 
 # The most telling first: what no time is left for is the last.
-_ORDER = (BASELINE, 'CedNet-50', 'CoTNet-50', 'RedNet-50', 'CoResNet-50', 'PyConvResNet-50',
-          'PyConvHGResNet-50', 'SE-CoTNetD-50', 'CoTNeXt-50', 'CKResNet-50')
-_TINY_NETWORKS = ('CedNet-50', )
+NAMES = (BASELINE, 'CedNet-50', 'CoTNet-50', 'RedNet-50', 'CoResNet-50', 'PyConvResNet-50',
+         'PyConvHGResNet-50', 'SE-CoTNetD-50', 'CoTNeXt-50', 'CKResNet-50')
+TINY_NETWORKS = ('CedNet-50', )
 _MEMORY = dict(nchw=torch.contiguous_format, nhwc=torch.channels_last)
 
 
@@ -95,8 +95,8 @@ def figures(step: Callable[[], torch.Tensor], clocks: Device, batch: int, repeat
     value = step()
     clocks.synchronize()
     row = dict(first_step_s=round(time.perf_counter() - start, 3))
-    if not value.float().isfinite().all():
-        raise FloatingPointError('the output is not finite')
+    # Norms that have seen few images let an untrained network overflow at inference.
+    row['finite'] = bool(value.float().isfinite().all())
     del value
     for _ in range(min(repeats, 2)):
         step()
@@ -124,7 +124,7 @@ def measure(record: Record, options: argparse.Namespace, names: Tuple[str, ...],
     for setting in settings[:1 if tiny else None]:
         tf32 = setting.dtype == 'tf32'
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-        for name in _TINY_NETWORKS if tiny else names:
+        for name in TINY_NETWORKS if tiny else names:
             model = None
             for mode in modes:
                 key = dict(network=name, mode=mode, **setting._asdict())
@@ -156,7 +156,7 @@ def _run(settings: List[Setting], names: Tuple[str, ...], modes: Tuple[str, ...]
 
 
 # AMP in bf16, channels-last: how the networks are trained.
-main = _run([Setting()], _ORDER, ('train', 'infer_64', 'infer_1'))
+main = _run([Setting()], NAMES, ('train', 'infer_64', 'infer_1'))
 precisions = _run(
     [Setting('float16'), Setting('tf32', 'nchw'), Setting('bfloat16', 'nchw'),
      Setting('float32', 'nchw'), Setting('tf32')],

@@ -121,6 +121,21 @@ def _plain(table: str) -> Callable[[dict], str]:
     return make
 
 
+def _profiles(state: dict) -> str:
+    rows = _rows(state, 'profiles')
+    kinds = list(dict.fromkeys(kind for row in rows for kind in row['kinds']))
+    return _table(('network', 'GPU ms', 'launches', *kinds),
+                  ((row['network'], row['gpu_ms'], row['launches'],
+                    *(f'{row["kinds"][kind][0]:.2f} ({row["kinds"][kind][1]:.0f})'
+                      if kind in row['kinds'] else None for kind in kinds)) for row in rows))
+
+
+def _longest(state: dict) -> str:
+    return _table(('network', 'kernel', 'ms', 'launches'),
+                  ((row['network'], name.replace('|', ' '), *line)
+                   for row in _rows(state, 'profiles') for name, line in row['longest'].items()))
+
+
 # Table, title and how it is made.
 _SECTIONS = (
     ('operators', 'Aggregation: GPU us, forward / gradient of x / gradient of w', _operators),
@@ -132,6 +147,8 @@ _SECTIONS = (
     ('first_step', 'First and second training step, seconds', _plain('first_step')),
     ('sizes', 'Sizes not seen before', _plain('sizes')),
     ('networks', 'Networks', _networks),
+    ('profiles', 'A training step by kind of kernel: ms (launches)', _profiles),
+    ('profiles', 'The longest kernels of a training step', _longest),
     ('grouped', 'Grouped convolutions: GPU us forward / forward + backward, batch 64', _grouped),
     ('detection', 'Detectors and segmentors, batch 2, fp16 AMP, milliseconds a step',
      _plain('detection')),
