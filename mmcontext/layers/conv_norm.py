@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from mmcontext.layers._modules import has_global_hooks, is_plain, is_touched
 from mmcontext.layers.norms import build_norm, fit_norm_cfg, normalise
 from mmcontext.ops import grouped_conv2d
+from mmcontext.ops.batch_norm_act import may_serve
+from mmcontext.ops.batch_norm_act import refusal as batch_norm_refusal
+from mmcontext.ops.batch_norm_act import requested_method as batch_norm_method
 from mmcontext.ops.conv_norm_act import (
     BatchNorm,
     Convolution,
@@ -73,6 +76,28 @@ def _call_conv(conv: nn.Module, x: Tensor) -> Tensor:
     return conv(x)
 
 
+def _on_gpu(x: Tensor, norm: Optional[nn.Module], act: Optional[nn.Module],
+            residual: Optional[Tensor]) -> Optional[Tensor]:
+    """Batch norm, residual and activation in few passes on a GPU; None where the modules have to
+    be called."""
+    if (getattr(type(norm), 'forward', None) is not nn.BatchNorm2d.forward
+            or norm.momentum is None or is_touched(norm) or has_global_hooks()):
+        return None
+    activation = 'none' if is_touched(act) else _ACTIVATIONS.get(type(act), 'none')
+    if activation == 'silu' and residual is not None:
+        activation = 'none'
+    mean, training = norm.running_mean, norm.training or norm.running_mean is None
+    method = batch_norm_method(None)
+    if method == 'torch' or batch_norm_refusal(x, residual, norm.weight, mean, training,
+                                               activation,
+                                               'cpu' if method == 'null' else 'cuda'):
+        return None
+    y = torch.ops.mmcontext_native.batch_norm_act(
+        x, residual, norm.weight, norm.bias, mean, norm.running_var, norm.num_batches_tracked,
+        training, norm.momentum, norm.eps, activation)
+    return y if act is None or activation != 'none' else act(y)
+
+
 def _looked_into(modules: Iterable[nn.Module]) -> bool:
     """Whether somebody may have kept an output of the modules, or of the modules in them."""
     if has_global_hooks():
@@ -129,6 +154,10 @@ def run_together(x: Tensor, conv: Optional[nn.Module] = None, norm: Optional[nn.
         if statistics is None:
             if convolution is not None:
                 x, convolution = run_compiled(x, convolution, method=method), None
+            if may_serve(x):
+                y = _on_gpu(x, norm, act, residual)
+                if y is not None:
+                    return y
             x = normalise(norm, x)
     if convolution is None and statistics is None:
         makers = [module for module in (conv, norm) if module is not None]
