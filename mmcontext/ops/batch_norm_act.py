@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcontext.ops import native_library
-from mmcontext.ops.tracing import is_compiling, is_observed, is_transformed
+from mmcontext.ops.native_library import UNAVAILABLE
+from mmcontext.ops.tracing import eager_refusal
 
 METHOD_VARIABLE = 'MMCONTEXT_BATCH_NORM_ACT'
 ACTIVATIONS = ('none', 'relu', 'silu')
 # 'null': all that the host does for a launch, on the CPU and without the launch.
 _METHODS = ('auto', 'cuda', 'torch', 'null')
-_STORAGES = (torch.float32, torch.bfloat16, torch.float16)
+_operator = None if UNAVAILABLE else torch.ops.mmcontext_native.batch_norm_act
 
 
 def requested_method(method: Optional[str]) -> str:
@@ -32,49 +32,39 @@ def requested_method(method: Optional[str]) -> str:
     return method
 
 
-def refusal(x: Tensor, residual: Optional[Tensor] = None, weight: Optional[Tensor] = None,
-            running_mean: Optional[Tensor] = None, training: bool = True,
-            activation: str = 'none', device_type: str = 'cuda') -> Optional[str]:
-    """Why the kernels cannot serve, or None.
-
-    Args: as :func:`batch_norm_act`.
-    """
-    if type(x) is not Tensor or (residual is not None and type(residual) is not Tensor):
-        return 'an operand is of a subclass of Tensor'
-    if x.device.type != device_type:
-        return f'the CUDA kernels run on a GPU, x is on {x.device}'
-    if is_compiling() or torch.jit.is_tracing():
-        return 'a graph is being recorded'
-    if x.dim() != 4 or x.dtype not in _STORAGES:
-        return f'they serve maps [B, C, H, W] in float32, bfloat16 or float16, x is {x.dtype}'
-    channels = x.shape[1]
-    if not x.is_contiguous(memory_format=torch.channels_last) or x.numel() == 0:
-        return 'they serve channels-last maps'
-    if channels * x.element_size() % 16:
-        return f'{channels} channels of {x.dtype} are no multiple of 16 bytes'
-    if residual is not None and (
-            activation == 'silu' or residual.shape != x.shape or residual.dtype != x.dtype
-            or not residual.is_contiguous(memory_format=torch.channels_last)):
-        return 'what is added is not as x, or a SiLU follows'
-    if training and x.numel() == channels:
-        return 'one value a channel has no statistics'
-    for vector in (weight, running_mean):
-        if vector is not None and vector.dtype is not torch.float32:
-            return f'the norm has tensors in {vector.dtype}, they serve float32'
-    if is_transformed():
-        return 'a transform of torch.func or forward-mode differentiation is under way'
-    if is_observed():
-        return 'a TorchDispatchMode looks on, which may know standard operators only'
-    if native_library.UNAVAILABLE:
-        return native_library.UNAVAILABLE
-    if device_type == 'cuda':
-        return torch.ops.mmcontext_native.gpu_refusal(x.device.index) or None
-    return None
-
-
 def may_serve(x: Tensor) -> bool:
-    """Whether the kernels may be the way for a map, looked at as cheaply as can be."""
-    return x.is_cuda or os.environ.get(METHOD_VARIABLE) == 'null'
+    """Whether :func:`run_kernels` is worth calling for a map: it is on a GPU, or the environment
+    has the CPU stand for one."""
+    return type(x) is Tensor and not UNAVAILABLE and (
+        x.is_cuda or os.environ.get(METHOD_VARIABLE) == 'null')
+
+
+def run_kernels(x: Tensor, residual: Optional[Tensor], weight: Optional[Tensor],
+                bias: Optional[Tensor], running_mean: Optional[Tensor],
+                running_var: Optional[Tensor], num_batches_tracked: Optional[Tensor],
+                training: bool, momentum: float, eps: float, activation: str,
+                method: str = '') -> Optional[Tensor]:
+    """The kernels' result; None where they cannot serve or are switched off.
+
+    Args: as :func:`batch_norm_act`, ``method`` '' for that of the environment.
+    """
+    if eager_refusal() is not None:
+        return None
+    return _operator(x, residual, weight, bias, running_mean, running_var, num_batches_tracked,
+                     training, momentum, eps, activation, method)
+
+
+def _refusal(x: Tensor, residual: Optional[Tensor], weight: Optional[Tensor],
+             bias: Optional[Tensor], running_mean: Optional[Tensor],
+             running_var: Optional[Tensor], training: bool, activation: str,
+             on_host: bool) -> Optional[str]:
+    if UNAVAILABLE:
+        return UNAVAILABLE
+    if type(x) is not Tensor or type(residual) not in (Tensor, type(None)):
+        return 'an operand is of a subclass of Tensor'
+    return eager_refusal() or torch.ops.mmcontext_native.batch_norm_act_refusal(
+        x, residual, weight, bias, running_mean, running_var, training, activation,
+        on_host) or None
 
 
 def batch_norm_act(x: Tensor, weight: Optional[Tensor] = None, bias: Optional[Tensor] = None,
@@ -113,12 +103,11 @@ def batch_norm_act(x: Tensor, weight: Optional[Tensor] = None, bias: Optional[Te
                          f'got {activation!r}')
     wanted = requested_method(method)
     if wanted != 'torch':
-        reason = refusal(x, residual, weight, running_mean, training, activation,
-                         'cpu' if wanted == 'null' else 'cuda')
+        reason = _refusal(x, residual, weight, bias, running_mean, running_var, training,
+                          activation, wanted == 'null')
         if reason is None:
-            return torch.ops.mmcontext_native.batch_norm_act(
-                x, residual, weight, bias, running_mean, running_var, num_batches_tracked,
-                training, momentum, eps, activation)
+            return _operator(x, residual, weight, bias, running_mean, running_var,
+                             num_batches_tracked, training, momentum, eps, activation, wanted)
         if wanted != 'auto':
             raise RuntimeError(f'method {wanted!r} of batch_norm_act cannot serve: {reason}')
     if training and num_batches_tracked is not None:
@@ -129,21 +118,22 @@ def batch_norm_act(x: Tensor, weight: Optional[Tensor] = None, bias: Optional[Te
     return {'none': lambda y: y, 'relu': F.relu, 'silu': F.silu}[activation](y)
 
 
-def explain_batch_norm_act(x: Tensor, method: Optional[str] = None,
-                           **options) -> Dict[str, Union[str, Dict[str, str]]]:
+def explain_batch_norm_act(
+        x: Tensor, weight: Optional[Tensor] = None, bias: Optional[Tensor] = None,
+        running_mean: Optional[Tensor] = None, running_var: Optional[Tensor] = None,
+        training: bool = True, activation: str = 'none', residual: Optional[Tensor] = None,
+        method: Optional[str] = None) -> Dict[str, Union[str, Dict[str, str]]]:
     """How :func:`batch_norm_act` would serve a map, and why not by the kernels.
 
-    Args:
-        x: Feature map [B, C, H, W].
-        method: As of :func:`batch_norm_act`.
-        options: ``residual``, ``weight``, ``running_mean``, ``training`` and ``activation``, as
-            of :func:`batch_norm_act`.
+    Args: as :func:`batch_norm_act`.
 
     Returns:
-        ``chosen``: 'cuda' or 'torch'; ``refused``: {'cuda': reason} where the kernels cannot
-        serve, else empty.
+        ``chosen``: 'cuda', 'null' or 'torch'; ``refused``: {'cuda': reason} where the kernels
+        cannot serve, else empty.
     """
-    wanted, reason = requested_method(method), refusal(x, **options)
+    wanted = requested_method(method)
+    reason = _refusal(x, residual, weight, bias, running_mean, running_var, training, activation,
+                      wanted == 'null')
     if wanted == 'auto':
         wanted = 'torch' if reason else 'cuda'
     return {'chosen': wanted, 'refused': {} if reason is None else {'cuda': reason}}

@@ -10,7 +10,6 @@ from mmcontext.ops.batch_norm_act import (
     METHOD_VARIABLE,
     batch_norm_act,
     explain_batch_norm_act,
-    refusal,
 )
 from mmcontext.ops.native_library import UNAVAILABLE
 
@@ -119,11 +118,14 @@ def test_modules_of_a_layer_take_the_kernels(emulated, monkeypatch, training):
     handle = norm.register_forward_hook(lambda *_: None)
     run_together(x, conv, norm, nn.ReLU(), residual)
     handle.remove()
+    with torch.autograd.forward_ad.dual_level():
+        run_together(x, conv, norm, nn.ReLU(), residual)
     norm.momentum = None
     run_together(x, conv, norm, nn.ReLU(), residual)
     assert not emulated
 
 
+@needs_library
 def test_refusals_and_wrong_arguments(monkeypatch):
     x = torch.randn(2, 8, 3, 3)
     assert explain_batch_norm_act(x) == {
@@ -134,9 +136,10 @@ def test_refusals_and_wrong_arguments(monkeypatch):
             ('16 bytes', dict(x=last[:, :3].contiguous(memory_format=torch.channels_last))),
             ('added', dict(x=last, residual=x)), ('added', dict(x=last, residual=last,
                                                                 activation='silu')),
-            ('statistics', dict(x=last[:1, :, :1, :1])),
-            ('float64', dict(x=last, weight=torch.ones(8, dtype=torch.float64)))):
-        assert reason in refusal(**arguments, device_type='cpu')
+            ('statistics', dict(x=last[:1, :, :1, :1])), ('subclass', dict(x=nn.Parameter(last))),
+            ('Double', dict(x=last, weight=torch.ones(8, dtype=torch.float64)))):
+        assert reason in explain_batch_norm_act(**arguments, method='null')['refused']['cuda']
+    assert explain_batch_norm_act(last, method='null') == {'chosen': 'null', 'refused': {}}
     with pytest.raises(ValueError, match="activation must be .*'gelu'"):
         batch_norm_act(x, activation='gelu')
     with pytest.raises(RuntimeError, match="'cuda' of batch_norm_act cannot serve: .*GPU"):

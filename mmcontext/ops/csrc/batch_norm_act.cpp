@@ -5,6 +5,8 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -62,6 +64,20 @@ Division divide(const Tensor& x, const CudaDevice& device, int64_t blocks_per_mu
           std::max<int64_t>(1, std::min(wanted, ceil_div(pixels, 4 * rows)))};
 }
 
+// Compile options.
+std::string defines_of(Pass pass, const Form& form, int64_t threads, int64_t blocks) {
+  const int64_t values[] = {static_cast<int64_t>(pass), form.storage, form.activation,
+                            form.residual, form.batch, form.sums, threads, blocks};
+  constexpr const char* kNames[] = {"PASS", "STORAGE", "ACTIVATION", "RESIDUAL", "BATCH", "SUMS",
+                                    "THREADS", "BLOCKS"};
+  std::string all;
+  all.reserve(128);
+  for (size_t i = 0; i < std::size(values); ++i) {
+    all.append(i ? " -D" : "-D").append(kNames[i]).append("=").append(std::to_string(values[i]));
+  }
+  return all;
+}
+
 CudaLaunch launch_of(Pass pass, const Form& form, const BatchNormParameters& parameters,
                      const Division& division) {
   const bool adds = adds_partials(pass);
@@ -71,14 +87,7 @@ CudaLaunch launch_of(Pass pass, const Form& form, const BatchNormParameters& par
   CudaLaunch launch;
   launch.source = "batch_norm.cu";
   launch.entry = "batch_norm";
-  const std::pair<const char*, int64_t> options[] = {
-      {"PASS", static_cast<int64_t>(pass)}, {"STORAGE", form.storage},
-      {"ACTIVATION", form.activation}, {"RESIDUAL", form.residual}, {"BATCH", form.batch},
-      {"SUMS", form.sums}, {"THREADS", threads}, {"BLOCKS", adds ? 1 : roomy ? 2 : 3}};
-  for (const auto& option : options) {
-    launch.defines += std::string(launch.defines.empty() ? "-D" : " -D") + option.first + "=" +
-                      std::to_string(option.second);
-  }
+  launch.defines = defines_of(pass, form, threads, adds ? 1 : roomy ? 2 : 3);
   launch.block = static_cast<unsigned>(threads);
   launch.grid[0] = static_cast<unsigned>(adds ? ceil_div(parameters.channels, kAddedChannels)
                                               : division.tiles);
@@ -287,38 +296,72 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
   }
 };
 
-void check(const Tensor& x, const Tensor& residual, std::initializer_list<const Tensor*> vectors) {
-  TORCH_CHECK_VALUE(x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast) &&
-                        x.size(1) * x.element_size() % 16 == 0 && x.numel() > 0,
-                    "x must be a channels-last map of channels in units of 16 bytes, got shape ",
-                    x.sizes(), " and strides ", x.strides());
-  TORCH_CHECK_VALUE(!residual.defined() ||
-                        (residual.sizes() == x.sizes() &&
-                         residual.is_contiguous(at::MemoryFormat::ChannelsLast) &&
-                         residual.scalar_type() == x.scalar_type() &&
-                         residual.device() == x.device()),
-                    "residual must be as x, got shape ", residual.sizes());
-  for (const Tensor* vector : vectors) {
-    TORCH_CHECK_VALUE(!vector->defined() ||
-                          (vector->scalar_type() == at::kFloat && vector->dim() == 1 &&
-                           vector->size(0) == x.size(1) && vector->is_contiguous() &&
-                           vector->device() == x.device()),
-                      "weight, bias and running statistics must be float32 [", x.size(1),
-                      "], got ", vector->scalar_type(), " ", vector->sizes());
-  }
+// The environment variable that turns the kernels off; Python names its values.
+std::string switched() {
+  const char* const value = std::getenv("MMCONTEXT_BATCH_NORM_ACT");
+  return value == nullptr || *value == 0 ? "auto" : value;
 }
 
-Tensor batch_norm_act(const Tensor& x, const OptionalTensor& residual,
-                      const OptionalTensor& weight, const OptionalTensor& bias,
-                      const OptionalTensor& mean, const OptionalTensor& variance,
-                      const OptionalTensor& batches, bool batch, double momentum, double eps,
-                      c10::string_view activation) {
+// Why the kernels cannot serve; empty where they can.
+std::string refusal(const Tensor& x, const Tensor& residual,
+                    std::initializer_list<const Tensor*> vectors, bool batch, int activation,
+                    bool on_host) {
+  if (on_host ? !x.is_cpu() : !x.is_cuda()) {
+    return "the CUDA kernels run on a GPU, x is on " + x.device().str();
+  }
+  if (x.dim() != 4 || !has_storage(x.scalar_type()) || x.scalar_type() == at::kDouble) {
+    return std::string("they serve maps [B, C, H, W] in float32, bfloat16 or float16, x is ") +
+           c10::toString(x.scalar_type());
+  }
+  if (x.numel() == 0 || !x.is_contiguous(at::MemoryFormat::ChannelsLast)) {
+    return "they serve channels-last maps";
+  }
+  if (x.size(1) * x.element_size() % 16) {
+    return std::to_string(x.size(1)) + " channels are no multiple of 16 bytes";
+  }
+  if (batch && x.numel() == x.size(1)) return "one value a channel has no statistics";
+  if (residual.defined() &&
+      (activation == 2 || residual.sizes() != x.sizes() || residual.device() != x.device() ||
+       residual.scalar_type() != x.scalar_type() ||
+       !residual.is_contiguous(at::MemoryFormat::ChannelsLast))) {
+    return "what is added is not as x, or a SiLU follows";
+  }
+  for (const Tensor* vector : vectors) {
+    if (vector->defined() &&
+        (vector->scalar_type() != at::kFloat || vector->dim() != 1 || !vector->is_contiguous() ||
+         vector->size(0) != x.size(1) || vector->device() != x.device())) {
+      return std::string("they serve a norm whose tensors are float32 [C] beside x, one is ") +
+             c10::toString(vector->scalar_type());
+    }
+  }
+  return on_host ? "" : gpu_refusal(x.get_device());
+}
+
+std::string explain(const Tensor& x, const OptionalTensor& residual, const OptionalTensor& weight,
+                    const OptionalTensor& bias, const OptionalTensor& mean,
+                    const OptionalTensor& variance, bool batch, c10::string_view activation,
+                    bool on_host) {
+  const Tensor w = given(weight), b = given(bias), m = given(mean), v = given(variance);
+  return refusal(x, given(residual), {&w, &b, &m, &v}, batch, activation_code(activation),
+                 on_host);
+}
+
+// Nothing where the kernels cannot serve, or the environment turns them off.
+OptionalTensor batch_norm_act(const Tensor& x, const OptionalTensor& residual,
+                              const OptionalTensor& weight, const OptionalTensor& bias,
+                              const OptionalTensor& mean, const OptionalTensor& variance,
+                              const OptionalTensor& batches, bool batch, double momentum,
+                              double eps, c10::string_view activation, c10::string_view method) {
+  const std::string chosen = method.empty() ? switched() : std::string(method);
+  if (chosen == "torch") return {};
+  TORCH_CHECK_VALUE(chosen == "auto" || chosen == "cuda" || chosen == "null",
+                    "MMCONTEXT_BATCH_NORM_ACT must be one of auto, cuda, torch, null, got '",
+                    chosen, "'");
   const Tensor added = given(residual), w = given(weight), b = given(bias), m = given(mean),
                v = given(variance), n = given(batches);
-  check(x, added, {&w, &b, &m, &v});
-  TORCH_CHECK_VALUE(batch || m.defined(), "without statistics of the batch there must be others");
   const int code = activation_code(activation);
-  TORCH_CHECK_VALUE(code != 2 || !added.defined(), "silu takes no residual");
+  TORCH_CHECK_VALUE(batch || m.defined(), "without statistics of the batch there must be others");
+  if (!refusal(x, added, {&w, &b, &m, &v}, batch, code, chosen == "null").empty()) return {};
   if (batch) {
     // Written by the kernels.
     for (const Tensor* written : {&m, &v, &n}) {
@@ -329,8 +372,8 @@ Tensor batch_norm_act(const Tensor& x, const OptionalTensor& residual,
   }
   const auto wanted = [](const Tensor& t) { return t.defined() && t.requires_grad(); };
   if (at::GradMode::is_enabled() && (wanted(x) || wanted(added) || wanted(w) || wanted(b))) {
-    return Differentiable::apply(x, residual, weight, bias, mean, variance, batches, batch, momentum, eps,
-                                 static_cast<int64_t>(code));
+    return Differentiable::apply(x, residual, weight, bias, mean, variance, batches, batch,
+                                 momentum, eps, static_cast<int64_t>(code));
   }
   at::AutoDispatchBelowADInplaceOrView below;
   return std::get<0>(run_forward(x, added, {w, b, m, v, eps}, n, batch, momentum, code));
@@ -342,9 +385,12 @@ Tensor batch_norm_act(const Tensor& x, const OptionalTensor& residual,
 TORCH_LIBRARY_FRAGMENT(mmcontext_native, m) {
   m.def("batch_norm_act(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, "
         "Tensor(a!)? mean, Tensor(b!)? variance, Tensor(c!)? batches, bool batch, "
-        "float momentum, float eps, str activation) -> Tensor");
+        "float momentum, float eps, str activation, str method) -> Tensor?");
+  m.def("batch_norm_act_refusal(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, "
+        "Tensor? mean, Tensor? variance, bool batch, str activation, bool on_host) -> str");
 }
 
 TORCH_LIBRARY_IMPL(mmcontext_native, CompositeImplicitAutograd, m) {
   m.impl("batch_norm_act", &mmcontext::batch_norm_act);
+  m.impl("batch_norm_act_refusal", &mmcontext::explain);
 }

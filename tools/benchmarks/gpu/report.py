@@ -117,7 +117,7 @@ def _plain(table: str) -> Callable[[dict], str]:
     def make(state: dict) -> str:
         rows = _rows(state, table)
         heads = list(dict.fromkeys(head for row in rows for head in row))
-        return _table(heads, ((row.get(head) for head in heads) for row in rows))
+        return _table(heads, ([row.get(head) for head in heads] for row in rows))
     return make
 
 
