@@ -8,5 +8,5 @@ from .kernel_penalty_hook import KernelPenaltyHook, kernel_penalty
 from .precise_bn_hook import PreciseBNHook, update_bn_stats
 
 __all__ = ['AtomicCheckpointHook', 'AtomicLocalBackend', 'ClassCountHook', 'CompileHook',
-           'CudaGraphHook', 'ExactResumeHook', 'KernelPenaltyHook', 'PreciseBNHook', 'check_classes',
-           'kernel_penalty', 'update_bn_stats']
+           'CudaGraphHook', 'ExactResumeHook', 'KernelPenaltyHook', 'PreciseBNHook',
+           'check_classes', 'kernel_penalty', 'update_bn_stats']

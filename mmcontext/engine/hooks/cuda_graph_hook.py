@@ -1,4 +1,4 @@
-"""Parts of a model in training as CUDA graphs: the host starts one graph in place of its kernels."""
+"""Parts of a model in training as CUDA graphs: the host starts one in place of many kernels."""
 from typing import Callable, Dict, Optional, Sequence, Tuple
 
 import torch

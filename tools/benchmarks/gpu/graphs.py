@@ -1,4 +1,4 @@
-"""(d) ``CudaGraphHook``: 50 steps of a classifier under AMP against the eager ones, and how fast."""
+"""(d) ``CudaGraphHook``: 50 steps under AMP against the eager ones, and how fast they are."""
 import argparse
 import copy
 from typing import List, Tuple
