@@ -14,9 +14,10 @@ from typing import Callable, Dict, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
+from mmcontext.ops.arguments import remembered
 from mmcontext.ops.fft_conv.functional import direct_conv_impl, fft_conv_impl
 from mmcontext.ops.fft_conv.geometry import ConvGeometry, IntOrTuple, Padding, conv_geometry
-from mmcontext.ops.tracing import in_torch_func, is_compiling, is_recording
+from mmcontext.ops.tracing import in_torch_func, is_capturing, is_compiling, is_recording
 
 METHOD_VARIABLE = 'MMCONTEXT_CONV_METHOD'
 _METHODS = ('auto', 'model', 'fft', 'direct')
@@ -80,7 +81,7 @@ def _no_trial_reason(x: Tensor) -> Optional[str]:
         return 'torch.func is transforming'
     if torch.are_deterministic_algorithms_enabled():
         return 'deterministic algorithms are enabled'
-    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+    if is_capturing(x):
         return 'a CUDA graph is being captured'
     return None
 
@@ -104,6 +105,10 @@ def predict_seconds(batch: int, channels: int, out_channels: int, geometry: Conv
     fft = (transforms * points * math.log2(max(points, 2)) * cost['transform']
            + planes * points / 2 * cost['product'][full])
     return {'fft': fft * (_FFT_GRAD if grad else 1) * 1e-9, 'direct': direct * 1e-9}
+
+
+# A layer asks for the same at every step.
+_predicted = remembered(predict_seconds)
 
 
 def _side_bucket(n: int) -> int:
@@ -175,8 +180,8 @@ def choose_method(x: Tensor, weight: Tensor, geometry: ConvGeometry,
         return MethodChoice(policy, f'forced by {source}')
     if is_recording():
         return MethodChoice('direct', 'a graph is being exported, and other runtimes have no FFT')
-    predicted = predict_seconds(x.shape[0], x.shape[1], weight.shape[0], geometry, x.device.type,
-                                _wants_grad(x, weight))
+    predicted = _predicted(x.shape[0], x.shape[1], weight.shape[0], geometry, x.device.type,
+                           _wants_grad(x, weight))
     obstacle = _no_trial_reason(x)
     if policy == 'model' or obstacle or x.numel() == 0:
         why = obstacle or 'x is empty'
