@@ -3,6 +3,7 @@
 // for, and every address in global memory must lie in an operand. (machine.cpp)
 #pragma once
 
+#include <math.h>
 #include <string.h>
 
 #define DEVICE inline
@@ -28,6 +29,9 @@ void async_commit();
 void async_wait(int pending);
 void block_barrier();
 char* shared_memory();
+
+inline float exponential(float value) { return expf(value); }
+inline float inverse_root(float value) { return 1.f / sqrtf(value); }
 
 float widen_half(unsigned short bits);
 unsigned short narrow_half(float value);

@@ -117,7 +117,7 @@ def _plain(table: str) -> Callable[[dict], str]:
     def make(state: dict) -> str:
         rows = _rows(state, table)
         heads = list(dict.fromkeys(head for row in rows for head in row))
-        return _table(heads, ((row.get(head) for head in heads) for row in rows))
+        return _table(heads, ([row.get(head) for head in heads] for row in rows))
     return make
 
 
@@ -140,6 +140,8 @@ def _longest(state: dict) -> str:
 _SECTIONS = (
     ('operators', 'Aggregation: GPU us, forward / gradient of x / gradient of w', _operators),
     ('correctness', 'Correctness: largest error over the largest value', _correctness),
+    ('norms', 'Batch norm, residual and activation in training: GPU us forward / backward',
+     _plain('norms')),
     ('host', 'Host time of a call', _host),
     ('host_steps', 'Host time of a training step of narrow networks, batch 8',
      _plain('host_steps')),
@@ -149,6 +151,8 @@ _SECTIONS = (
     ('networks', 'Networks', _networks),
     ('profiles', 'A training step by kind of kernel: ms (launches)', _profiles),
     ('profiles', 'The longest kernels of a training step', _longest),
+    ('graphs', 'Training with CudaGraphHook, contiguous images, bf16 AMP, batch 64',
+     _plain('graphs')),
     ('grouped', 'Grouped convolutions: GPU us forward / forward + backward, batch 64', _grouped),
     ('detection', 'Detectors and segmentors, batch 2, fp16 AMP, milliseconds a step',
      _plain('detection')),
