@@ -1,6 +1,7 @@
 """Continuous convolutions that learn the size of their kernel."""
+import itertools
 import math
-from typing import List, Optional
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -75,20 +76,21 @@ class MaskedKernel(ContinuousKernel):
             if self._known_window is None:
                 raise RuntimeError(RUN_FIRST)
             return self._known_window
-        self._known_window = self._cropped(whole)
-        return self._known_window
+        return self._cropped()
 
     @torch.compiler.disable
-    def _cropped(self, whole: Window) -> Window:
-        """What the mask leaves of ``whole``; reads values, so no graph can hold it."""
-        mask = (self.mask_mean, self.mask_width, self.mask_threshold)
-        # On a GPU every reading waits for it: one will do.
-        values = torch.cat([t.detach().flatten() for t in mask]).tolist()
-        means, widths, threshold = values[:self.dim], values[self.dim:-1], values[-1]
+    def _cropped(self) -> Window:
+        """The window by the mask as it is now; reads values, so no graph can hold it."""
+        return self._crop(_read([self])[0])
+
+    def _crop(self, mask: List[float]) -> Window:
+        """What the mask leaves of the whole kernel."""
+        means, widths, threshold = mask[:self.dim], mask[self.dim:-1], mask[-1]
         reach = math.sqrt(-2 * math.log(threshold))
-        return tuple(
-            self._axis_window(taps, length, mean, abs(width) * reach)
-            for (_, taps), length, mean, width in zip(whole, self._length, means, widths))
+        self._known_window = tuple(
+            [self._axis_window(taps, length, mean, abs(width) * reach)
+             for taps, length, mean, width in zip(self.taps(), self._length, means, widths)])
+        return self._known_window
 
     def _axis_window(self, taps: int, length: int, mean: float, radius: float) -> tuple:
         """Taps within ``radius`` of ``mean``; one more in front when causal."""
@@ -106,6 +108,32 @@ class MaskedKernel(ContinuousKernel):
         middle = taps // 2
         reached = math.ceil(edge / step + 1e-8)
         return max(middle - reached + 1, 0), min(middle + reached, taps)
+
+
+@torch.no_grad()
+def _read(kernels: Sequence[MaskedKernel]) -> List[List[float]]:
+    """Mean, sigma and threshold of the masks; a GPU is waited for, once for all of them."""
+    masks = [(kernel.mask_mean, kernel.mask_width, kernel.mask_threshold) for kernel in kernels]
+    values = torch.cat([tensor for mask in masks for tensor in mask]).tolist()
+    ends = list(itertools.accumulate([2 * kernel.dim + 1 for kernel in kernels]))
+    return [values[start:end] for start, end in zip([0, *ends], ends)]
+
+
+def refresh_windows(kernels: Sequence[ContinuousKernel]) -> Tuple[Optional[Window], ...]:
+    """The windows as they are now, which a CUDA graph captured next will hold.
+
+    Args:
+        kernels: On one device.
+
+    Returns:
+        A window each; None where no input has been seen yet.
+    """
+    masked = [kernel for kernel in kernels
+              if isinstance(kernel, MaskedKernel) and kernel.crop and kernel.length]
+    windows = {id(kernel): kernel._crop(values)
+               for kernel, values in zip(masked, _read(masked) if masked else ())}
+    return tuple([windows.get(id(kernel)) or (kernel.window() if kernel.length else None)
+                  for kernel in kernels])
 
 
 class FlexConvNd(CKConvNd):
