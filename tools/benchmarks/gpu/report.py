@@ -154,6 +154,8 @@ _SECTIONS = (
     ('graphs', 'Training with CudaGraphHook, contiguous images, bf16 AMP, batch 64',
      _plain('graphs')),
     ('grouped', 'Grouped convolutions: GPU us forward / forward + backward, batch 64', _grouped),
+    ('continuous', 'Depth-wise convolutions of CKResNet-50: GPU us, bf16, batch 64 (channels, K, '
+     'stride, size)', _plain('continuous')),
     ('detection', 'Detectors and segmentors, batch 2, fp16 AMP, milliseconds a step',
      _plain('detection')),
     ('digits', 'Training and test scripts', _plain('digits')),

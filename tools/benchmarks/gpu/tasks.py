@@ -49,6 +49,7 @@ TASKS = (
     Task('profiles', 'd', 'gpu.profiles:main', 60, 20, _NETWORKS),
     Task('graphs', 'd', 'gpu.graphs:main', 60, 20, _NETWORKS),
     Task('grouped', 'e', 'gpu.grouped:main', 40),
+    Task('continuous', 'e', 'gpu.continuous:main', 25),
     Task('detection', 'f', 'gpu.detection:main', 90, 20, (*_NETWORKS, 'mmdet')),
     Task('segmentation', 'f', 'gpu.detection:segmentor', 30, 15, (*_NETWORKS, 'mmseg')),
     Task('triton_operators', 'b', 'gpu.operators:triton', 60),
