@@ -17,7 +17,9 @@ STORAGES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Capability, multiprocessors, shared memory of a block and of a multiprocessor, in bytes.
 H200 = (90, 132, 232448, 233472)
 # Entry function -> its parameter's type.
-PARAMETERS = {'aggregate_general': 'GeneralParameters', 'aggregate_tiled': 'TiledParameters'}
+PARAMETERS = {'aggregate_general': 'GeneralParameters', 'aggregate_tiled': 'TiledParameters',
+              'grouped_map': 'GroupedParameters', 'grouped_weight': 'GroupedParameters',
+              'grouped_sum': 'GroupedSumParameters'}
 
 
 class Launch(NamedTuple):
