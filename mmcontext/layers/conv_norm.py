@@ -10,9 +10,10 @@ import torch
 from mmcv.cnn import ConvModule, build_activation_layer
 from torch import Tensor, nn
 
-from mmcontext.layers._modules import has_global_hooks, is_plain, is_touched
+from mmcontext.layers._modules import has_global_hooks, is_touched
 from mmcontext.layers.norms import build_norm, fit_norm_cfg, normalise
 from mmcontext.ops import grouped_conv2d
+from mmcontext.ops.batch_norm_act import may_serve, run_kernels
 from mmcontext.ops.conv_norm_act import (
     BatchNorm,
     Convolution,
@@ -66,11 +67,31 @@ def _norm(norm: nn.Module) -> Optional[Norm]:
 
 def _call_conv(conv: nn.Module, x: Tensor) -> Tensor:
     """``conv(x)``; on a GPU narrow groups are run by what is fastest for them."""
-    if (type(conv) is nn.Conv2d and conv.groups > 1 and is_plain(conv, nn.Conv2d)
-            and conv.padding_mode == 'zeros' and not is_symbolic(x) and x.is_cuda):
-        return grouped_conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding,
-                              conv.dilation, conv.groups)
-    return conv(x)
+    if (type(x) is not Tensor or not x.is_cuda or type(conv) is not nn.Conv2d
+            or conv.padding_mode != 'zeros' or is_touched(conv) or has_global_hooks()):
+        return conv(x)
+    # (Not by attribute, for which a module looks everywhere: this runs in every layer.)
+    weight, bias = conv._parameters['weight'], conv._parameters['bias']
+    run = torch.conv2d if conv.groups == 1 else grouped_conv2d
+    return run(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _on_gpu(x: Tensor, norm: nn.Module, act: Optional[nn.Module],
+            residual: Optional[Tensor]) -> Optional[Tensor]:
+    """Batch norm, residual and activation in few passes on a GPU; None where the modules have to
+    be called."""
+    if (getattr(type(norm), 'forward', None) is not nn.BatchNorm2d.forward
+            or norm.momentum is None or is_touched(norm) or has_global_hooks()):
+        return None
+    activation = 'none' if is_touched(act) else _ACTIVATIONS.get(type(act), 'none')
+    if activation == 'silu' and residual is not None:
+        activation = 'none'
+    affine, state = norm._parameters, norm._buffers
+    mean = state['running_mean']
+    y = run_kernels(x, residual, affine['weight'], affine['bias'], mean, state['running_var'],
+                    state['num_batches_tracked'], norm.training or mean is None, norm.momentum,
+                    norm.eps, activation)
+    return y if y is None or act is None or activation != 'none' else act(y)
 
 
 def _looked_into(modules: Iterable[nn.Module]) -> bool:
@@ -129,6 +150,10 @@ def run_together(x: Tensor, conv: Optional[nn.Module] = None, norm: Optional[nn.
         if statistics is None:
             if convolution is not None:
                 x, convolution = run_compiled(x, convolution, method=method), None
+            if may_serve(x):
+                y = _on_gpu(x, norm, act, residual)
+                if y is not None:
+                    return y
             x = normalise(norm, x)
     if convolution is None and statistics is None:
         makers = [module for module in (conv, norm) if module is not None]
@@ -160,6 +185,7 @@ class ConvNormAct(nn.Sequential):
         given = [name for name, module in parts.items() if module is not None]
         super().__init__(*(parts[name] for name in given))
         self._names = {name: str(index) for index, name in enumerate(given)}
+        self._slots = tuple(map(self._names.get, _PARTS))
 
     def __getitem__(self, index):
         if isinstance(index, slice):
@@ -172,11 +198,11 @@ class ConvNormAct(nn.Sequential):
 
     def forward(self, x: Tensor, residual: Optional[Tensor] = None) -> Tensor:
         """[B, C, H, W] -> ``act(norm(conv(pool(x))) + residual)``."""
-        modules, names = self._modules, self._names
-        pool, conv, norm, act = [modules.get(names.get(name)) for name in _PARTS]
+        module = self._modules.get
+        pool, conv, norm, act = self._slots
         if pool is not None:
-            x = pool(x)
-        return run_together(x, conv, norm, act, residual)
+            x = module(pool)(x)
+        return run_together(x, module(conv), module(norm), module(act), residual)
 
 
 class FusedConvModule(ConvModule):

@@ -4,7 +4,7 @@ torch has no public names for some of it. Where a version lacks a private one, t
 careful one, under which nothing is done but what the modules themselves do.
 """
 import contextlib
-from typing import Any, Iterator
+from typing import Any, Iterator, Optional
 
 import torch
 from torch.fx import Proxy
@@ -57,6 +57,25 @@ def in_torch_func() -> bool:
 def is_observed() -> bool:
     """Under a ``TorchDispatchMode``: torch's FLOP counter, say, knows standard operators only."""
     return _count_modes() > 0
+
+
+_tracing_state = torch._C._get_tracing_state
+_forward_ad = torch.autograd.forward_ad
+
+
+def eager_refusal() -> Optional[str]:
+    """Why an operator without a rule for it cannot stand in for torch's, or None.
+
+    All of the above in one call: layers ask before every shortcut.
+    """
+    if (torch._dynamo.is_compiling() if _is_compiling is None else _is_compiling()) \
+            or _tracing_state() is not None:
+        return 'a graph is being recorded'
+    if _peek_transforms() is not None or getattr(_forward_ad, '_current_level', 0) >= 0:
+        return 'a transform of torch.func or forward-mode differentiation is under way'
+    if _count_modes() > 0:
+        return 'a TorchDispatchMode looks on, which may know standard operators only'
+    return None
 
 
 @contextlib.contextmanager

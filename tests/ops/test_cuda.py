@@ -1,22 +1,17 @@
 """From a call to a launch: compiler, kept kernels, driver, and the core with emulated kernels."""
 import ctypes
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from conftest import LAUNCHER
 from mmcontext.ops import cuda_driver, explain, kernel_cache, local_aggregation, nvrtc
 from mmcontext.ops.local_aggregation import cuda
 from mmcontext.ops.native_library import UNAVAILABLE
 
-sys.path.insert(0, str(Path(__file__).parent / 'cuda_emulation'))
-from emulator import Emulator  # noqa: E402
-
 KERNEL = ('general.cu', '-DSTORAGE=0 -DTASK=0')
-LAUNCHER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, *[ctypes.c_uint] * 7, ctypes.c_void_p,
-                            ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)
 needs_compiler = pytest.mark.skipif(not torch.version.cuda, reason='torch is built without CUDA')
 needs_library = pytest.mark.skipif(bool(UNAVAILABLE), reason='installed without a compiler')
 
@@ -79,45 +74,6 @@ def test_driver_is_called_with_whole_pointers(tmp_path):
         driver.limits(2)
     with pytest.raises(RuntimeError, match='cuModuleGetFunction: error 1'):
         driver.load(b'\x7fELF\0image', 'other', context, limits.shared_per_block)
-
-
-@pytest.fixture(scope='module')
-def emulator(tmp_path_factory):
-    return Emulator(tmp_path_factory.mktemp('emulated'))
-
-
-@pytest.fixture
-def emulated(emulator, monkeypatch):
-    """Launches of the backend 'null' run on the CPU; the list of kernels launched."""
-    handles, launched, failures, libraries = [], [], [], {}
-
-    def handle(*kernel):
-        if kernel not in handles:
-            handles.append(kernel)
-        return handles.index(kernel) + 1
-
-    def launch(function, grid_x, grid_y, grid_z, block, _y, _z, shared, _stream, arguments, _):
-        kernel = handles[function - 1]
-        launched.append(kernel)
-        if kernel not in libraries:
-            libraries[kernel] = emulator._compile_kernel(kernel)
-        everything = (ctypes.c_ulonglong * 6)(0, 2**64 - 1, 0, 0, 2**64 - 1, 1)
-        size = libraries[kernel].parameter_size
-        size.restype = ctypes.c_ulonglong
-        error = libraries[kernel].launch(
-            (ctypes.c_uint * 3)(grid_x, grid_y, grid_z), block, shared,
-            ctypes.c_void_p(arguments[0]), ctypes.c_ulonglong(size()), everything, 2)
-        failures.append(error)
-        return 1 if error else 0
-
-    address = LAUNCHER(launch)
-    monkeypatch.setattr(cuda, 'host_function', handle)
-    torch.ops.mmcontext_native.forget_kernels(cuda.HOST)
-    torch.ops.mmcontext_native.set_host_launcher(ctypes.cast(address, ctypes.c_void_p).value)
-    yield launched
-    assert not any(failures)
-    torch.ops.mmcontext_native.set_host_launcher(0)
-    torch.ops.mmcontext_native.forget_kernels(cuda.HOST)
 
 
 def _gradients(backend, x, w, cotangent, **geometry):

@@ -8,6 +8,7 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 
+from mmcontext.layers._modules import is_plain
 from mmcontext.layers.blur_pool import BlurPool2d
 from mmcontext.layers.conv_norm import (
     ConvNormAct,
@@ -26,6 +27,13 @@ from mmcontext.registry import MODELS
 _STAGES = 4
 # Which stages give up their stride, and with what dilation, for an output stride.
 _OUTPUT_STRIDES = {32: (1, 1, 1, 1), 16: (1, 1, 1, 2), 8: (1, 1, 2, 4)}
+
+
+def _call(module: nn.Module, x: Tensor) -> Tensor:
+    """``module(x)``; an identity that nobody looks into costs nothing."""
+    if type(x) is Tensor and is_plain(module, nn.Identity):
+        return x
+    return module(x)
 
 
 class ResidualBlock(BaseModule):
@@ -77,16 +85,20 @@ class ResidualBlock(BaseModule):
         self.act = build_activation_layer(act_cfg)
 
     def _forward(self, x: Tensor) -> Tensor:
-        y = self.blur(self.norm2(self.spatial(self.reduce(x))))
-        shortcut = self.shortcut(x)
-        norm3 = self.norm3
-        drops = self.training and not isinstance(self.drop_path, nn.Identity)
+        # (Not by attribute, for which a module looks everywhere: this runs in every block.)
+        modules = self._modules
+        y = x
+        for name in ('reduce', 'spatial', 'norm2', 'blur'):
+            y = _call(modules[name], y)
+        shortcut = _call(modules['shortcut'], x)
+        expand, norm3, drop_path, act = map(modules.get, ('expand', 'norm3', 'drop_path', 'act'))
+        drops = self.training and not isinstance(drop_path, nn.Identity)
         if not (drops or self.norm_after_add):
-            return run_together(y, self.expand, norm3, self.act, shortcut)
+            return run_together(y, expand, norm3, act, shortcut)
         first, last = (None, norm3) if self.norm_after_add else (norm3, None)
-        y = self.drop_path(run_together(y, self.expand, first))
-        y = add_to_output(y, shortcut, (self.expand, norm3, self.drop_path))
-        return run_together(y, norm=last, act=self.act)
+        y = drop_path(run_together(y, expand, first))
+        y = add_to_output(y, shortcut, (expand, norm3, drop_path))
+        return run_together(y, norm=last, act=act)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""

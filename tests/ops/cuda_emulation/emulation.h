@@ -3,6 +3,7 @@
 // for, and every address in global memory must lie in an operand. (machine.cpp)
 #pragma once
 
+#include <math.h>
 #include <string.h>
 
 #define DEVICE inline
@@ -32,6 +33,9 @@ void block_barrier();
 void multiply_add(float* sums, const unsigned* a, const unsigned* b, bool is_bfloat16);
 void load_turned(const char* from, unsigned* to, int matrices);
 char* shared_memory();
+
+inline float exponential(float value) { return expf(value); }
+inline float inverse_root(float value) { return 1.f / sqrtf(value); }
 
 float widen_half(unsigned short bits);
 unsigned short narrow_half(float value);

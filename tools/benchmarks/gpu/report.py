@@ -117,7 +117,7 @@ def _plain(table: str) -> Callable[[dict], str]:
     def make(state: dict) -> str:
         rows = _rows(state, table)
         heads = list(dict.fromkeys(head for row in rows for head in row))
-        return _table(heads, ((row.get(head) for head in heads) for row in rows))
+        return _table(heads, ([row.get(head) for head in heads] for row in rows))
     return make
 
 
@@ -140,6 +140,8 @@ def _longest(state: dict) -> str:
 _SECTIONS = (
     ('operators', 'Aggregation: GPU us, forward / gradient of x / gradient of w', _operators),
     ('correctness', 'Correctness: largest error over the largest value', _correctness),
+    ('norms', 'Batch norm, residual and activation in training: GPU us forward / backward',
+     _plain('norms')),
     ('host', 'Host time of a call', _host),
     ('host_steps', 'Host time of a training step of narrow networks, batch 8',
      _plain('host_steps')),

@@ -16,8 +16,10 @@ using emulation::async_commit;
 using emulation::async_copy;
 using emulation::async_wait;
 using emulation::block_barrier;
+using emulation::exponential;
 using emulation::global_load;
 using emulation::global_store;
+using emulation::inverse_root;
 using emulation::load_four_turned;
 using emulation::load_two_turned;
 using emulation::multiply_add;
@@ -150,6 +152,11 @@ DEVICE unsigned short narrow_bfloat16(float value) {
   return static_cast<unsigned short>((all + 0x7fffu + (all >> 16 & 1u)) >> 16);
 #endif
 }
+
+// e to a power, and 1 / the square root, to the last bits of float32.
+DEVICE float exponential(float value) { return expf(value); }
+
+DEVICE float inverse_root(float value) { return 1.f / sqrtf(value); }
 
 // A warp's matrix product of half precision, sums += a b with a [16, 16] and b [16, 8]
 // (mma.m16n8k16): each thread has elements of both and of the sums.

@@ -1,0 +1,139 @@
+"""Batch norm, residual and activation of a feature map on a GPU, in training and at inference.
+
+torch's batch norm of channels-last maps reads a map twice forwards and backwards by kernels that
+reach a fifth to a half of the memory's bandwidth, and what is added and the activation are passes
+of their own. Here they are two passes forwards and two backwards, of CUDA kernels compiled at
+their first use (``csrc/batch_norm_act.cpp``, ``csrc/cuda/batch_norm.cu``).
+"""
+import os
+from typing import Dict, Optional, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmcontext.ops.native_library import UNAVAILABLE
+from mmcontext.ops.tracing import eager_refusal
+
+METHOD_VARIABLE = 'MMCONTEXT_BATCH_NORM_ACT'
+ACTIVATIONS = ('none', 'relu', 'silu')
+# 'null': all that the host does for a launch, on the CPU and without the launch.
+_METHODS = ('auto', 'cuda', 'torch', 'null')
+_operator = None if UNAVAILABLE else torch.ops.mmcontext_native.batch_norm_act
+
+
+def requested_method(method: Optional[str]) -> str:
+    """The method that an argument, or the environment in its place, asks for."""
+    source = 'method' if method is not None else METHOD_VARIABLE
+    if method is None:
+        method = os.environ.get(METHOD_VARIABLE) or 'auto'
+    if method not in _METHODS:
+        raise ValueError(f'{source} must be one of {", ".join(_METHODS)}, got {method!r}')
+    return method
+
+
+def may_serve(x: Tensor) -> bool:
+    """Whether :func:`run_kernels` is worth calling for a map: it is on a GPU, or the environment
+    has the CPU stand for one."""
+    return type(x) is Tensor and not UNAVAILABLE and (
+        x.is_cuda or os.environ.get(METHOD_VARIABLE) == 'null')
+
+
+def run_kernels(x: Tensor, residual: Optional[Tensor], weight: Optional[Tensor],
+                bias: Optional[Tensor], running_mean: Optional[Tensor],
+                running_var: Optional[Tensor], num_batches_tracked: Optional[Tensor],
+                training: bool, momentum: float, eps: float, activation: str,
+                method: str = '') -> Optional[Tensor]:
+    """The kernels' result; None where they cannot serve or are switched off.
+
+    Args: as :func:`batch_norm_act`, ``method`` '' for that of the environment.
+    """
+    if eager_refusal() is not None:
+        return None
+    return _operator(x, residual, weight, bias, running_mean, running_var, num_batches_tracked,
+                     training, momentum, eps, activation, method)
+
+
+def _refusal(x: Tensor, residual: Optional[Tensor], weight: Optional[Tensor],
+             bias: Optional[Tensor], running_mean: Optional[Tensor],
+             running_var: Optional[Tensor], training: bool, activation: str,
+             on_host: bool) -> Optional[str]:
+    if UNAVAILABLE:
+        return UNAVAILABLE
+    if type(x) is not Tensor or type(residual) not in (Tensor, type(None)):
+        return 'an operand is of a subclass of Tensor'
+    return eager_refusal() or torch.ops.mmcontext_native.batch_norm_act_refusal(
+        x, residual, weight, bias, running_mean, running_var, training, activation,
+        on_host) or None
+
+
+def batch_norm_act(x: Tensor, weight: Optional[Tensor] = None, bias: Optional[Tensor] = None,
+                   running_mean: Optional[Tensor] = None, running_var: Optional[Tensor] = None,
+                   num_batches_tracked: Optional[Tensor] = None, training: bool = True,
+                   momentum: float = 0.1, eps: float = 1e-5, activation: str = 'none',
+                   residual: Optional[Tensor] = None, method: Optional[str] = None) -> Tensor:
+    """``activation(batch_norm(x) + residual)``.
+
+    Args:
+        x: Feature map [B, C, H, W].
+        weight: [C]; None for 1.
+        bias: [C]; None for 0.
+        running_mean: [C], updated in training; None to keep none.
+        running_var: [C], with ``running_mean``.
+        num_batches_tracked: Integer that counts the calls in training; None for none.
+        training: Normalise by the statistics of ``x``, else by the running ones.
+        momentum: Share of the new statistics in the running ones. Defaults to 0.1.
+        eps: Added to the variance. Defaults to 1e-5.
+        activation: 'none', 'relu' or 'silu'.
+        residual: Map like ``x`` that is added in front of the activation; None for nothing.
+        method: 'auto': the CUDA kernels where they can serve, see
+            :func:`explain_batch_norm_act`, else torch's functions; 'cuda'; 'torch'; 'null': on
+            the CPU, everything but the launches (the result is not written), to measure the
+            host. None for the environment variable ``MMCONTEXT_BATCH_NORM_ACT``, or 'auto'.
+
+    Returns:
+        [B, C, H, W].
+
+    Raises:
+        ValueError: Activation or method are unknown.
+        RuntimeError: 'cuda' or 'null' cannot serve.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f'activation must be one of {", ".join(ACTIVATIONS)}, '
+                         f'got {activation!r}')
+    wanted = requested_method(method)
+    if wanted != 'torch':
+        reason = _refusal(x, residual, weight, bias, running_mean, running_var, training,
+                          activation, wanted == 'null')
+        if reason is None:
+            return _operator(x, residual, weight, bias, running_mean, running_var,
+                             num_batches_tracked, training, momentum, eps, activation, wanted)
+        if wanted != 'auto':
+            raise RuntimeError(f'method {wanted!r} of batch_norm_act cannot serve: {reason}')
+    if training and num_batches_tracked is not None:
+        num_batches_tracked.add_(1)
+    y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    if residual is not None:
+        y = y + residual
+    return {'none': lambda y: y, 'relu': F.relu, 'silu': F.silu}[activation](y)
+
+
+def explain_batch_norm_act(
+        x: Tensor, weight: Optional[Tensor] = None, bias: Optional[Tensor] = None,
+        running_mean: Optional[Tensor] = None, running_var: Optional[Tensor] = None,
+        training: bool = True, activation: str = 'none', residual: Optional[Tensor] = None,
+        method: Optional[str] = None) -> Dict[str, Union[str, Dict[str, str]]]:
+    """How :func:`batch_norm_act` would serve a map, and why not by the kernels.
+
+    Args: as :func:`batch_norm_act`.
+
+    Returns:
+        ``chosen``: 'cuda', 'null' or 'torch'; ``refused``: {'cuda': reason} where the kernels
+        cannot serve, else empty.
+    """
+    wanted = requested_method(method)
+    reason = _refusal(x, residual, weight, bias, running_mean, running_var, training, activation,
+                      wanted == 'null')
+    if wanted == 'auto':
+        wanted = 'torch' if reason else 'cuda'
+    return {'chosen': wanted, 'refused': {} if reason is None else {'cuda': reason}}

@@ -1,0 +1,396 @@
+// Batch norm, residual and activation of channels-last maps on a GPU, with their derivatives:
+// two or three launches a pass (cuda/batch_norm.cu). Python (ops/batch_norm_act) has the schema,
+// the refusals and the reference.
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <iterator>
+#include <string>
+#include <vector>
+
+#include "cuda/batch_norm.cuh"
+#include "gpu.h"
+#include "local_aggregation.h"
+#include "work.h"
+
+namespace mmcontext {
+namespace {
+
+using OptionalTensor = c10::optional<Tensor>;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+Tensor given(const OptionalTensor& t) { return t.value_or(Tensor()); }
+
+enum class Pass { kSums, kStatistics, kResult, kGradientSums, kGradientsOfNorm, kGradient };
+
+// What is compiled in beside the pass; as cuda/batch_norm.cu names it.
+struct Form {
+  int storage, activation;
+  bool residual, batch, sums;
+};
+
+constexpr int64_t kThreads = 256, kAddingThreads = 1024, kAddedChannels = 32;
+
+uint64_t address(const Tensor& t) {
+  return t.defined() ? reinterpret_cast<uint64_t>(t.data_ptr()) : 0;
+}
+
+int activation_code(c10::string_view name) {
+  if (name == "none") return 0;
+  if (name == "relu") return 1;
+  TORCH_CHECK_VALUE(name == "silu", "activation must be one of none, relu, silu, got ", name);
+  return 2;
+}
+
+bool adds_partials(Pass pass) {
+  return pass == Pass::kStatistics || pass == Pass::kGradientsOfNorm;
+}
+
+// How a map is divided among blocks.
+struct Division {
+  int64_t vectors, lanes, tiles, blocks;   // blocks of pixels
+};
+
+Division divide(const Tensor& x, const CudaDevice& device, int64_t blocks_per_multiprocessor) {
+  const int64_t channels = x.size(1), pixels = x.numel() / channels;
+  const int64_t vectors = channels * x.element_size() / 16;
+  const int64_t lanes = std::min<int64_t>(vectors, 32), tiles = ceil_div(vectors, lanes);
+  const int64_t rows = kThreads / lanes;
+  const int64_t wanted = device.multiprocessors * blocks_per_multiprocessor / tiles;
+  return {vectors, lanes, tiles,
+          std::max<int64_t>(1, std::min(wanted, ceil_div(pixels, 4 * rows)))};
+}
+
+// Compile options.
+std::string defines_of(Pass pass, const Form& form, int64_t threads, int64_t blocks) {
+  const int64_t values[] = {static_cast<int64_t>(pass), form.storage, form.activation,
+                            form.residual, form.batch, form.sums, threads, blocks};
+  constexpr const char* kNames[] = {"PASS", "STORAGE", "ACTIVATION", "RESIDUAL", "BATCH", "SUMS",
+                                    "THREADS", "BLOCKS"};
+  std::string all;
+  all.reserve(128);
+  for (size_t i = 0; i < std::size(values); ++i) {
+    all.append(i ? " -D" : "-D").append(kNames[i]).append("=").append(std::to_string(values[i]));
+  }
+  return all;
+}
+
+CudaLaunch launch_of(Pass pass, const Form& form, const BatchNormParameters& parameters,
+                     const Division& division) {
+  const bool adds = adds_partials(pass);
+  // The derivative of SiLU takes registers.
+  const bool roomy = form.activation == 2 && pass >= Pass::kGradientSums;
+  const int64_t threads = adds ? kAddingThreads : kThreads;
+  CudaLaunch launch;
+  launch.source = "batch_norm.cu";
+  launch.entry = "batch_norm";
+  launch.defines = defines_of(pass, form, threads, adds ? 1 : roomy ? 2 : 3);
+  launch.block = static_cast<unsigned>(threads);
+  launch.grid[0] = static_cast<unsigned>(adds ? ceil_div(parameters.channels, kAddedChannels)
+                                              : division.tiles);
+  launch.grid[1] = static_cast<unsigned>(adds ? 1 : division.blocks);
+  launch.grid[2] = 1;
+  const int64_t sums = 2 * 16 / (form.storage == 0 ? 4 : 2);   // of a thread, in floats
+  launch.shared_bytes = static_cast<unsigned>(
+      adds ? 2 * threads * sizeof(double)
+           : pass == Pass::kSums || pass == Pass::kGradientSums ? threads * sums * sizeof(float)
+                                                                : 0);
+  launch.parameters = bytes_of(parameters);
+  return launch;
+}
+
+// The norm's tensors, each float32 [C] or undefined.
+struct Norm {
+  Tensor weight, bias, mean, variance;
+  double eps;
+};
+
+BatchNormParameters parameters_of(const Tensor& x, const Norm& norm) {
+  BatchNormParameters p{};
+  p.x = address(x);
+  p.weight = address(norm.weight);
+  p.bias = address(norm.bias);
+  p.running_mean = address(norm.mean);
+  p.running_variance = address(norm.variance);
+  p.channels = static_cast<int>(x.size(1));
+  p.pixels = x.numel() / x.size(1);
+  p.eps = static_cast<float>(norm.eps);
+  return p;
+}
+
+// Blocks of the passes that leave sums, and of those that write maps.
+constexpr int64_t kSummingBlocks = 3, kWritingBlocks = 12;
+
+// The launches of a pass over sums, with a workspace for the partial ones.
+Tensor sum_in(const Tensor& x, const Division& division, BatchNormParameters& p) {
+  const Tensor partial = at::empty({division.blocks, 2, x.size(1)}, x.options().dtype(at::kFloat)
+                                   .memory_format(at::MemoryFormat::Contiguous));
+  p.partial = address(partial);
+  p.partials = static_cast<int>(division.blocks);
+  p.lanes = static_cast<int>(division.lanes);
+  return partial;
+}
+
+Tensor vectors_like(const Tensor& x, int64_t count) {
+  return at::empty({count, x.size(1)},
+                   at::TensorOptions().dtype(at::kFloat).device(x.device()));
+}
+
+// Result and, with statistics of the batch, float [4, C] for the backward pass.
+std::tuple<Tensor, Tensor> run_forward(const Tensor& x, const Tensor& residual, const Norm& norm,
+                                       const Tensor& batches, bool batch, double momentum,
+                                       int activation) {
+  const int64_t device = gpu_index(x);
+  const CudaDevice& limits = gpu_limits(device);
+  const Form form{static_cast<int>(storage_of(x)), activation, residual.defined(), batch, false};
+  const Tensor y = at::empty_like(x);
+  BatchNormParameters p = parameters_of(x, norm);
+  p.momentum = static_cast<float>(momentum);
+  p.batches = address(batches);
+  p.residual = address(residual);
+  p.y = address(y);
+  std::vector<CudaLaunch> launches;
+  Tensor saved, partial;
+  if (batch) {
+    saved = vectors_like(x, 4);
+    p.saved = address(saved);
+    const Division division = divide(x, limits, kSummingBlocks);
+    partial = sum_in(x, division, p);
+    const Form plain{form.storage, 0, false, true, false};
+    launches.push_back(launch_of(Pass::kSums, plain, p, division));
+    launches.push_back(launch_of(Pass::kStatistics, plain, p, division));
+  }
+  const Division division = divide(x, limits, kWritingBlocks);
+  p.lanes = static_cast<int>(division.lanes);
+  launches.push_back(launch_of(Pass::kResult, form, p, division));
+  launch_on_gpu(device, launches);
+  return {y, saved};
+}
+
+struct Gradients { Tensor x, residual, weight, bias; };
+
+// `y` is read where something was added in front of an activation, `saved` with statistics of
+// the batch.
+Gradients run_backward(const Tensor& grad, const Tensor& x, const Tensor& y, const Tensor& saved,
+                       const Norm& norm, bool residual, int activation, bool want_x,
+                       bool want_norm) {
+  const int64_t device = gpu_index(x);
+  const CudaDevice& limits = gpu_limits(device);
+  const bool batch = saved.defined();
+  const Form form{static_cast<int>(storage_of(x)), activation, residual, batch,
+                  batch || want_norm};
+  Gradients gradients;
+  // Without sums the last pass writes the gradient of what was added, too.
+  const bool last = want_x || !form.sums;
+  if (last) gradients.x = at::empty_like(x);
+  BatchNormParameters p = parameters_of(x, norm);
+  p.saved = address(saved);
+  p.y = address(y);
+  p.grad = address(grad);
+  p.grad_x = address(gradients.x);
+  if (residual) gradients.residual = activation ? at::empty_like(x) : grad;
+  p.grad_residual = address(gradients.residual);
+  std::vector<CudaLaunch> launches;
+  Tensor partial, coefficients;
+  if (form.sums) {
+    const Tensor both = want_norm ? vectors_like(x, 2) : Tensor();
+    if (want_norm) {
+      gradients.weight = both[0];
+      gradients.bias = both[1];
+    }
+    p.grad_weight = address(gradients.weight);
+    p.grad_bias = address(gradients.bias);
+    if (batch) coefficients = vectors_like(x, 3);
+    p.coefficients = address(coefficients);
+    const Division division = divide(x, limits, kSummingBlocks);
+    partial = sum_in(x, division, p);
+    launches.push_back(launch_of(Pass::kGradientSums, form, p, division));
+    const Form plain{form.storage, 0, false, batch, true};
+    launches.push_back(launch_of(Pass::kGradientsOfNorm, plain, p, division));
+  }
+  const Division division = divide(x, limits, kWritingBlocks);
+  p.lanes = static_cast<int>(division.lanes);
+  if (last) launches.push_back(launch_of(Pass::kGradient, form, p, division));
+  launch_on_gpu(device, launches);
+  return gradients;
+}
+
+// The same in functions that have derivatives, for a gradient of gradients.
+Gradients compose_backward(const Tensor& grad, const Tensor& x, const Tensor& y, bool batch,
+                           const Norm& norm, bool residual, int activation) {
+  const auto vector = [&](const Tensor& t) { return t.view({1, -1, 1, 1}); };
+  const Tensor wide = x.to(at::kFloat);
+  const std::vector<int64_t> others{0, 2, 3};
+  const Tensor mean = batch ? wide.mean(others, true) : vector(norm.mean);
+  const Tensor variance = batch ? (wide - mean).square().mean(others, true)
+                                : vector(norm.variance);
+  const Tensor inverse = (variance + norm.eps).rsqrt(), normed = (wide - mean) * inverse;
+  const Tensor scale = norm.weight.defined() ? vector(norm.weight) * inverse : inverse;
+  Tensor g = grad.to(at::kFloat);
+  if (activation) {
+    Tensor z = norm.weight.defined() ? normed * vector(norm.weight) : normed;
+    if (norm.bias.defined()) z = z + vector(norm.bias);
+    if (activation == 2) {
+      const Tensor open = z.sigmoid();
+      g = g * open * (1 + z * (1 - open));
+    } else {
+      g = g * ((residual ? y.to(at::kFloat) : z) > 0);
+    }
+  }
+  Gradients gradients;
+  gradients.bias = g.sum(others);
+  gradients.weight = (g * normed).sum(others);
+  Tensor of_x = g;
+  if (batch) of_x = g - g.mean(others, true) - normed * (g * normed).mean(others, true);
+  gradients.x = (scale * of_x).to(x.scalar_type());
+  if (residual) gradients.residual = g.to(x.scalar_type());
+  return gradients;
+}
+
+struct Differentiable : torch::autograd::Function<Differentiable> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& added,
+                        const OptionalTensor& weight, const OptionalTensor& bias,
+                        const OptionalTensor& mean, const OptionalTensor& variance,
+                        const OptionalTensor& batches, bool batch, double momentum, double eps, int64_t activation) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const Tensor residual = given(added);
+    const Norm norm{given(weight), given(bias), given(mean), given(variance), eps};
+    auto [y, saved] = run_forward(x, residual, norm, given(batches), batch, momentum,
+                                  static_cast<int>(activation));
+    const bool with_y = residual.defined() && activation != 0;
+    // The running statistics of a norm in training move on before the backward pass.
+    ctx->save_for_backward({x, with_y ? y : Tensor(), saved, norm.weight, norm.bias,
+                            batch ? Tensor() : norm.mean, batch ? Tensor() : norm.variance});
+    ctx->saved_data["eps"] = eps;
+    ctx->saved_data["activation"] = activation;
+    ctx->saved_data["residual"] = residual.defined();
+    ctx->saved_data["batch"] = batch;
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list kept = ctx->get_saved_variables();
+    const Norm norm{kept[3], kept[4], kept[5], kept[6], ctx->saved_data["eps"].toDouble()};
+    const bool residual = ctx->saved_data["residual"].toBool();
+    const int activation = static_cast<int>(ctx->saved_data["activation"].toInt());
+    // Tensors that are not given have no number.
+    const size_t first = residual ? 2 : 1, given = norm.weight.defined() + norm.bias.defined();
+    const bool want_x = ctx->needs_input_grad(0);
+    const bool want_norm = (given > 0 && ctx->needs_input_grad(first)) ||
+                           (given > 1 && ctx->needs_input_grad(first + 1));
+    Gradients of;
+    if (at::GradMode::is_enabled()) {
+      of = compose_backward(grads[0], kept[0], kept[1], ctx->saved_data["batch"].toBool(), norm,
+                            residual, activation);
+    } else {
+      const Tensor grad = grads[0].contiguous(at::MemoryFormat::ChannelsLast);
+      of = run_backward(grad.to(kept[0].scalar_type()), kept[0], kept[1], kept[2], norm, residual,
+                        activation, want_x, want_norm);
+    }
+    return {of.x, of.residual, norm.weight.defined() ? of.weight : Tensor(),
+            norm.bias.defined() ? of.bias : Tensor(), Tensor(), Tensor(), Tensor(), Tensor(),
+            Tensor(), Tensor(), Tensor()};
+  }
+};
+
+// The environment variable that turns the kernels off; Python names its values.
+std::string switched() {
+  const char* const value = std::getenv("MMCONTEXT_BATCH_NORM_ACT");
+  return value == nullptr || *value == 0 ? "auto" : value;
+}
+
+// Why the kernels cannot serve; empty where they can.
+std::string refusal(const Tensor& x, const Tensor& residual,
+                    std::initializer_list<const Tensor*> vectors, bool batch, int activation,
+                    bool on_host) {
+  if (on_host ? !x.is_cpu() : !x.is_cuda()) {
+    return "the CUDA kernels run on a GPU, x is on " + x.device().str();
+  }
+  if (x.dim() != 4 || !has_storage(x.scalar_type()) || x.scalar_type() == at::kDouble) {
+    return std::string("they serve maps [B, C, H, W] in float32, bfloat16 or float16, x is ") +
+           c10::toString(x.scalar_type());
+  }
+  if (x.numel() == 0 || !x.is_contiguous(at::MemoryFormat::ChannelsLast)) {
+    return "they serve channels-last maps";
+  }
+  if (x.size(1) * x.element_size() % 16) {
+    return std::to_string(x.size(1)) + " channels are no multiple of 16 bytes";
+  }
+  if (batch && x.numel() == x.size(1)) return "one value a channel has no statistics";
+  if (residual.defined() &&
+      (activation == 2 || residual.sizes() != x.sizes() || residual.device() != x.device() ||
+       residual.scalar_type() != x.scalar_type() ||
+       !residual.is_contiguous(at::MemoryFormat::ChannelsLast))) {
+    return "what is added is not as x, or a SiLU follows";
+  }
+  for (const Tensor* vector : vectors) {
+    if (vector->defined() &&
+        (vector->scalar_type() != at::kFloat || vector->dim() != 1 || !vector->is_contiguous() ||
+         vector->size(0) != x.size(1) || vector->device() != x.device())) {
+      return std::string("they serve a norm whose tensors are float32 [C] beside x, one is ") +
+             c10::toString(vector->scalar_type());
+    }
+  }
+  return on_host ? "" : gpu_refusal(x.get_device());
+}
+
+std::string explain(const Tensor& x, const OptionalTensor& residual, const OptionalTensor& weight,
+                    const OptionalTensor& bias, const OptionalTensor& mean,
+                    const OptionalTensor& variance, bool batch, c10::string_view activation,
+                    bool on_host) {
+  const Tensor w = given(weight), b = given(bias), m = given(mean), v = given(variance);
+  return refusal(x, given(residual), {&w, &b, &m, &v}, batch, activation_code(activation),
+                 on_host);
+}
+
+// Nothing where the kernels cannot serve, or the environment turns them off.
+OptionalTensor batch_norm_act(const Tensor& x, const OptionalTensor& residual,
+                              const OptionalTensor& weight, const OptionalTensor& bias,
+                              const OptionalTensor& mean, const OptionalTensor& variance,
+                              const OptionalTensor& batches, bool batch, double momentum,
+                              double eps, c10::string_view activation, c10::string_view method) {
+  const std::string chosen = method.empty() ? switched() : std::string(method);
+  if (chosen == "torch") return {};
+  TORCH_CHECK_VALUE(chosen == "auto" || chosen == "cuda" || chosen == "null",
+                    "MMCONTEXT_BATCH_NORM_ACT must be one of auto, cuda, torch, null, got '",
+                    chosen, "'");
+  const Tensor added = given(residual), w = given(weight), b = given(bias), m = given(mean),
+               v = given(variance), n = given(batches);
+  const int code = activation_code(activation);
+  TORCH_CHECK_VALUE(batch || m.defined(), "without statistics of the batch there must be others");
+  if (!refusal(x, added, {&w, &b, &m, &v}, batch, code, chosen == "null").empty()) return {};
+  if (batch) {
+    // Written by the kernels.
+    for (const Tensor* written : {&m, &v, &n}) {
+      if (written->defined() && !written->is_inference()) {
+        written->unsafeGetTensorImpl()->bump_version();
+      }
+    }
+  }
+  const auto wanted = [](const Tensor& t) { return t.defined() && t.requires_grad(); };
+  if (at::GradMode::is_enabled() && (wanted(x) || wanted(added) || wanted(w) || wanted(b))) {
+    return Differentiable::apply(x, residual, weight, bias, mean, variance, batches, batch,
+                                 momentum, eps, static_cast<int64_t>(code));
+  }
+  at::AutoDispatchBelowADInplaceOrView below;
+  return std::get<0>(run_forward(x, added, {w, b, m, v, eps}, n, batch, momentum, code));
+}
+
+}  // namespace
+}  // namespace mmcontext
+
+TORCH_LIBRARY_FRAGMENT(mmcontext_native, m) {
+  m.def("batch_norm_act(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, "
+        "Tensor(a!)? mean, Tensor(b!)? variance, Tensor(c!)? batches, bool batch, "
+        "float momentum, float eps, str activation, str method) -> Tensor?");
+  m.def("batch_norm_act_refusal(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, "
+        "Tensor? mean, Tensor? variance, bool batch, str activation, bool on_host) -> str");
+}
+
+TORCH_LIBRARY_IMPL(mmcontext_native, CompositeImplicitAutograd, m) {
+  m.impl("batch_norm_act", &mmcontext::batch_norm_act);
+  m.impl("batch_norm_act_refusal", &mmcontext::explain);
+}
