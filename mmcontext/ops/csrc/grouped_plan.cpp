@@ -284,7 +284,9 @@ std::string grouped_refusal(int in, int out, int groups, int kernel, int stride)
   if (kernel % 2 == 0 || kernel < 3 || kernel > 9) {
     return "it has kernels of 3, 5, 7 and 9, not of " + std::to_string(kernel);
   }
-  if (stride != 1 && stride != 2) return "it has strides of 1 and 2, not " + std::to_string(stride);
+  if (stride != 1 && stride != 2) {
+    return "it has strides of 1 and 2, not " + std::to_string(stride);
+  }
   for (const int channels : {in, out}) {
     if (channels != 1 && channels % 2) {
       return "groups of " + std::to_string(channels) + " channels are odd";
@@ -341,9 +343,9 @@ GroupedPlan plan_grouped(const GroupedProblem& p, const CudaDevice& device) {
   if (weight) {
     const int elements = p.groups * p.in * p.out * p.kernel * p.kernel;
     plan.sum = {"grouped_sum.cu",
-                "-DSTORAGE=" + std::to_string(p.storage) + " -DSOURCE_CHANNELS=" + std::to_string(p.in) +
-                    " -DTARGET_CHANNELS=" + std::to_string(p.out) + " -DKERNEL=" +
-                    std::to_string(p.kernel),
+                "-DSTORAGE=" + std::to_string(p.storage) + " -DKERNEL=" +
+                    std::to_string(p.kernel) + " -DSOURCE_CHANNELS=" + std::to_string(p.in) +
+                    " -DTARGET_CHANNELS=" + std::to_string(p.out),
                 "grouped_sum", {static_cast<unsigned>(divided_up(elements, 128)), 1, 1}, 128, 0,
                 {}};
   }

@@ -8,7 +8,7 @@
 //
 // Options:
 //   STORAGE        2 bfloat16, 3 float16
-//   SOURCE_CHANNELS, TARGET_CHANNELS channels of a group
+//   SOURCE_CHANNELS, TARGET_CHANNELS    of a group
 //   KERNEL, STRIDE square, padded by KERNEL / 2
 //   STRIP, RUN
 //   GROUPS         of a block
@@ -28,6 +28,7 @@ using T = StorageOf<STORAGE>::type;
 #define TRANSPOSED 0                   // the gradient of x
 #endif
 
+constexpr int kSource = SOURCE_CHANNELS, kTarget = TARGET_CHANNELS;
 constexpr int kPad = KERNEL / 2;
 // Source rows in front of those that a run begins with.
 constexpr int kMargin = TRANSPOSED ? kPad / STRIDE : kPad;
@@ -38,14 +39,15 @@ DEVICE constexpr int tap(int from, int to) {
 }
 // Source rows that some target rows see.
 DEVICE constexpr int seen(int targets) {
-  return TRANSPOSED ? kMargin + (targets - 1 + kPad) / STRIDE + 1 : STRIDE * (targets - 1) + KERNEL;
+  return TRANSPOSED ? kMargin + (targets - 1 + kPad) / STRIDE + 1
+                    : STRIDE * (targets - 1) + KERNEL;
 }
 // Source rows from one target row to another.
 DEVICE constexpr int step(int targets) {
   return TRANSPOSED ? targets / STRIDE : targets * STRIDE;
 }
 
-constexpr int kWindow = seen(STRIP) * SOURCE_CHANNELS;         // elements
+constexpr int kWindow = seen(STRIP) * kSource;         // elements
 constexpr int kSteps = (kWindow + 15) / 16;           // matrix products over it
 
 DEVICE bool within(int number, int end) {

@@ -5,7 +5,7 @@
 
 namespace mmcontext {
 
-constexpr int kPixel = 2 * GROUPS * TARGET_CHANNELS;           // bytes of a pixel of the block's result
+constexpr int kPixel = 2 * GROUPS * kTarget;           // bytes of a pixel of the block's result
 static_assert(kPixel % 16 == 0, "results are stored by 16 bytes");
 
 // The bands of weights, in the order of mma's second operand; the 4 elements that neighbour in
@@ -19,14 +19,14 @@ DEVICE void load_bands(const GroupedParameters& p, const Worker& me,
 #pragma unroll
     for (int n = 0; n < TILES; ++n) {
       const int result = 8 * (me.part * TILES + n) + me.row;
-      const int to = result / TARGET_CHANNELS, to_channel = result % TARGET_CHANNELS;
+      const int to = result / kTarget, to_channel = result % kTarget;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int element = 16 * k + 4 * me.pair + i;
-        const int from = element / SOURCE_CHANNELS, from_channel = element % SOURCE_CHANNELS;
+        const int from = element / kSource, from_channel = element % kSource;
         const int column = tap(from, to);
         const bool seen_by = element < kWindow && within(column, KERNEL);
-        const int out = TRANSPOSED ? group * SOURCE_CHANNELS + from_channel : group * TARGET_CHANNELS + to_channel;
+        const int out = TRANSPOSED ? group * kSource + from_channel : group * kTarget + to_channel;
         const int in = TRANSPOSED ? to_channel : from_channel;
         const T* taps = weight + (out * p.weight_out + in * p.weight_in + column * p.weight_col);
 #pragma unroll
@@ -51,10 +51,10 @@ DEVICE Slot slot_at(const GroupedParameters& p, const Worker& me, int slot, char
   const bool counts = slot < p.runs * p.strips;
   const int mine = counts ? slot : 0, strip = mine / p.runs, run = mine - strip * p.runs;
   return {shared + me.group * p.source_part.group_pitch +
-              run * step(RUN) * p.source_part.row_pitch + 2 * SOURCE_CHANNELS * step(STRIP) * strip +
+              run * step(RUN) * p.source_part.row_pitch + 2 * kSource * step(STRIP) * strip +
               8 * me.pair,
           shared + p.target_offset + run * RUN * p.target_part.row_pitch +
-              strip * STRIP * kPixel + 2 * TARGET_CHANNELS * me.group,
+              strip * STRIP * kPixel + 2 * kTarget * me.group,
           counts};
 }
 
@@ -62,7 +62,7 @@ DEVICE void put(char* at, float first, float second) {
   T two[2];
   narrow(first, two[0]);
   narrow(second, two[1]);
-  if constexpr (TARGET_CHANNELS % 2 == 0) {
+  if constexpr (kTarget % 2 == 0) {
     shared_store<4>(at, Raw<4>{{two[0].bits | static_cast<unsigned>(two[1].bits) << 16}});
   } else {
     shared_store<2>(at, Raw<2>{{two[0].bits}});
@@ -112,7 +112,7 @@ DEVICE void convolve_slots(const GroupedParameters& p, const Worker& me,
 #pragma unroll
   for (int n = 0; n < TILES; ++n) {
     const int result = 8 * (me.part * TILES + n) + 2 * me.pair;
-    const int offset = result / TARGET_CHANNELS * kPixel + result % TARGET_CHANNELS * 2;
+    const int offset = result / kTarget * kPixel + result % kTarget * 2;
 #pragma unroll
     for (int r = 0; r < RUN; ++r) {
 #pragma unroll
@@ -127,7 +127,7 @@ DEVICE void convolve_slots(const GroupedParameters& p, const Worker& me,
 
 DEVICE void store_part(const GroupedParameters& p, const Place& at, const char* shared) {
   T* sample = reinterpret_cast<T*>(p.target.address) + at.batch * p.target.batch +
-              static_cast<int>(blockIdx.y) * GROUPS * TARGET_CHANNELS;
+              static_cast<int>(blockIdx.y) * GROUPS * kTarget;
   constexpr int kUnits = kPixel / 16;
   const int lane = threadIdx.x % 32;
   for (int row = threadIdx.x / 32; row < p.runs * RUN; row += THREADS / 32) {
@@ -148,7 +148,7 @@ DEVICE void convolve(const GroupedParameters& p) {
   const Worker me = this_worker();
   const auto stage_item = [&](int item) {
     const Place at = place_of(p, item);
-    stage<SOURCE_CHANNELS>(p.source, p.source_part, at.batch, step(at.row) - kMargin,
+    stage<kSource>(p.source, p.source_part, at.batch, step(at.row) - kMargin,
                   step(at.col) - kMargin, shared);
     async_commit();
   };
@@ -160,12 +160,13 @@ DEVICE void convolve(const GroupedParameters& p) {
   float bias[TILES][2] = {};
   if constexpr (BIAS) {
     const T* all = reinterpret_cast<const T*>(p.bias) +
-                   (static_cast<int>(blockIdx.y) * GROUPS + me.group) * TARGET_CHANNELS;
+                   (static_cast<int>(blockIdx.y) * GROUPS + me.group) * kTarget;
 #pragma unroll
     for (int n = 0; n < TILES; ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        bias[n][i] = widen(load_one(all + (8 * (me.part * TILES + n) + 2 * me.pair + i) % TARGET_CHANNELS));
+        const int result = 8 * (me.part * TILES + n) + 2 * me.pair + i;
+        bias[n][i] = widen(load_one(all + result % kTarget));
       }
     }
   }

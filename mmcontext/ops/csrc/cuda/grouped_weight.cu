@@ -6,10 +6,10 @@
 
 namespace mmcontext {
 
-constexpr int kStrip = 2 * STRIP * TARGET_CHANNELS;            // bytes of a strip
+constexpr int kStrip = 2 * STRIP * kTarget;            // bytes of a strip
 constexpr int kPitch = 8 * TILES + 1;                 // of a result in shared memory, in floats
 constexpr int kReach = STRIDE * (RUN - 1) + ROWS;     // source rows that a warp sees of a run
-static_assert(kStrip % 16 == 0 && 2 * STRIDE * STRIP * SOURCE_CHANNELS % 16 == 0,
+static_assert(kStrip % 16 == 0 && 2 * STRIDE * STRIP * kSource % 16 == 0,
               "matrices are loaded by 16 bytes");
 static_assert(PARTS == 1 || STRIP == 1, "a part has whole channels");
 
@@ -28,7 +28,7 @@ DEVICE void add_slots(const GroupedParameters& p, const Worker& me, int part, in
   split(first + me.lane / 16 * 8 + me.lane % 8, run, strip);
   const char* window = shared + me.group * p.source_part.group_pitch +
                        (run * RUN * STRIDE + row) * p.source_part.row_pitch +
-                       2 * SOURCE_CHANNELS * STRIDE * STRIP * strip + me.lane / 8 % 2 * 16;
+                       2 * kSource * STRIDE * STRIP * strip + me.lane / 8 % 2 * 16;
   const bool counts = split(first + me.lane % 16, run, strip);
   const char* gradient =
       counts ? shared + p.target_offset + me.group * p.target_part.group_pitch +
@@ -66,11 +66,11 @@ DEVICE void add_slots(const GroupedParameters& p, const Worker& me, int part, in
 DEVICE void write_sums(const GroupedParameters& p, const Worker& me, int part, int row0,
                        const float (&sums)[ROWS][kSteps][TILES][4], char* shared) {
   float* mine = reinterpret_cast<float*>(shared) + threadIdx.x / 32 * (16 * kSteps * kPitch);
-  constexpr int kOuts = PARTS > 1 ? 8 * TILES : TARGET_CHANNELS;
+  constexpr int kOuts = PARTS > 1 ? 8 * TILES : kTarget;
   const long long group = static_cast<long long>(blockIdx.x) * p.groups +
                           static_cast<int>(blockIdx.y) * GROUPS + me.group;
   float* partial = reinterpret_cast<float*>(p.partial) +
-                   group * (KERNEL * KERNEL * SOURCE_CHANNELS * TARGET_CHANNELS) + part * kOuts;
+                   group * (KERNEL * KERNEL * kSource * kTarget) + part * kOuts;
 #pragma unroll
   for (int row = 0; row < ROWS; ++row) {
     block_barrier();
@@ -88,16 +88,16 @@ DEVICE void write_sums(const GroupedParameters& p, const Worker& me, int part, i
     }
     block_barrier();
     if (row0 + row >= KERNEL) continue;
-    for (int item = me.lane; item < KERNEL * SOURCE_CHANNELS * kOuts; item += 32) {
+    for (int item = me.lane; item < KERNEL * kSource * kOuts; item += 32) {
       const int out = item % kOuts, place = item / kOuts;  // place: column and input channel
       float sum = 0;
 #pragma unroll
       for (int c = 0; c < STRIP; ++c) {
         sum += bit_cast<float>(shared_load<4>(
-            mine + (place + STRIDE * SOURCE_CHANNELS * c) * kPitch + c * TARGET_CHANNELS + out));
+            mine + (place + STRIDE * kSource * c) * kPitch + c * kTarget + out));
       }
-      const int channel = place % SOURCE_CHANNELS, column = place / SOURCE_CHANNELS;
-      global_store<4>(partial + (((row0 + row) * KERNEL + column) * SOURCE_CHANNELS + channel) * TARGET_CHANNELS +
+      const int channel = place % kSource, column = place / kSource;
+      global_store<4>(partial + (((row0 + row) * KERNEL + column) * kSource + channel) * kTarget +
                           out,
                       bit_cast<Raw<4>>(sum));
     }
@@ -116,9 +116,9 @@ DEVICE void grad_weight(const GroupedParameters& p) {
   for (int item = blockIdx.x; item < count; item += gridDim.x) {
     const Place at = place_of(p, item);
     block_barrier();
-    stage<SOURCE_CHANNELS>(p.source, p.source_part, at.batch, STRIDE * at.row - kPad,
+    stage<kSource>(p.source, p.source_part, at.batch, STRIDE * at.row - kPad,
                   STRIDE * at.col - kPad, shared);
-    stage<TARGET_CHANNELS>(p.target, p.target_part, at.batch, at.row, at.col, shared + p.target_offset);
+    stage<kTarget>(p.target, p.target_part, at.batch, at.row, at.col, shared + p.target_offset);
     async_commit();
     async_wait<0>();
     block_barrier();
