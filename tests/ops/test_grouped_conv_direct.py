@@ -52,3 +52,55 @@ def test_kernels_equal_float64(emulated, case):
     check(*case)
     assert [entry for _, _, entry in emulated] == ['grouped_map', 'grouped_map',
                                                    'grouped_weight', 'grouped_sum']
+
+
+def test_operator_is_registered_whole(emulated):
+    op = torch.ops.mmcontext.grouped_conv_direct.default
+    x = torch.randn(1, 8, 5, 6).to(BF16).contiguous(memory_format=torch.channels_last)
+    w = torch.randn(8, 2, 3, 3, requires_grad=True)
+    with torch.autocast('cpu', BF16):
+        y = op(x.float(), w, None, 2, 4, 'null')
+    assert y.dtype == BF16 and torch.autograd.grad(y.sum(), w)[0].dtype == torch.float32
+    torch.testing.assert_close(y, op(x, w.to(BF16), None, 2, 4, ''), rtol=2e-2, atol=2e-2)
+    if hasattr(torch.library, 'opcheck'):  # torch 2.4
+        torch.library.opcheck(op, (x.float(), w, None, 2, 4, ''))
+    # Derivatives of the gradients are those of standard functions.
+    x, w = x.requires_grad_(), w.detach().to(BF16).requires_grad_()
+    launches = len(emulated)
+    grad, = torch.autograd.grad(op(x, w, None, 1, 4, 'null').sum(), w, create_graph=True)
+    assert len(emulated) == launches + 1
+    expected, = torch.autograd.grad(F.conv2d(x, w, None, 1, 1, 1, 4).sum(), w, create_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(grad.square().sum(), x),
+                               torch.autograd.grad(expected.square().sum(), x))
+
+
+@pytest.mark.parametrize('geometry, reason', [
+    (dict(dilation=2, padding=2), 'dilation 1 and padding 1'), (dict(padding=0), 'padding 1'),
+    (dict(padding=1, stride=(1, 2)), 'square kernels and strides'),
+    (dict(padding=1, stride=3), 'strides of 1 and 2')], ids=str)
+def test_other_geometries_are_refused(geometry, reason):
+    x, w = torch.randn(1, 8, 6, 6).to(HALF), torch.randn(8, 2, 3, 3).to(HALF)
+    with pytest.raises(RuntimeError, match=f'cannot serve: .*{reason}'):
+        grouped_conv2d(x, w, groups=4, method='null', **geometry)
+    with pytest.raises(RuntimeError, match='half precision'):
+        grouped_conv2d(x.float(), w.float(), None, 1, 1, 1, 4, method='null')
+
+
+@pytest.mark.parametrize('sizes, reason', [
+    ((3, 1, 8, 3), 'are odd'), ((2, 1, 4, 3), 'multiple of 8'), ((4, 4, 8, 11), 'kernels of 3'),
+    ((256, 256, 4, 3), 'registers')], ids=str)
+def test_other_groups_are_refused(sizes, reason):
+    assert reason in torch.ops.mmcontext_native.grouped_conv_refusal(*sizes, 1)
+
+
+def test_every_geometry_of_the_networks_is_planned():
+    # Channels of a group, groups, kernel of PyConvResNet, PyConvHGResNet and CoTNeXt.
+    for channels, outputs, groups, kernel in (
+            (4, 1, 16, 9), (8, 2, 8, 7), (16, 4, 4, 5), (16, 8, 8, 7), (32, 8, 4, 5), (4, 1, 32, 3),
+            (4, 1, 32, 5), (4, 1, 32, 7), (4, 1, 32, 9), (8, 2, 32, 3), (4, 1, 64, 5),
+            (4, 2, 64, 7), (16, 8, 32, 3), (8, 4, 64, 5), (32, 32, 32, 3), (12, 12, 8, 3)):
+        for stride in (1, 2):
+            geometry = (channels, outputs, groups, kernel, stride)
+            assert not torch.ops.mmcontext_native.grouped_conv_refusal(*geometry), geometry
+            times = torch.ops.mmcontext_native.grouped_conv_microseconds(*geometry, 64, 28, 28, -1)
+            assert max(times) < 200, geometry

@@ -56,7 +56,11 @@ const GroupedPlan& plan_of(const GroupedProblem& p, int64_t device) {
     const auto found = plans.find(key);
     if (found != plans.end()) return *found->second;
   }
+  const std::string reason = grouped_refusal(p.in, p.out, p.groups, p.kernel, p.stride);
+  TORCH_CHECK_VALUE(reason.empty(), "method 'direct' of grouped_conv2d cannot serve: ", reason);
   auto made = std::make_unique<GroupedPlan>(plan_grouped(p, gpu_limits(device)));
+  TORCH_CHECK(made->parts > 0, "the GPU has too little shared memory for method 'direct' of "
+              "grouped_conv2d with ", made->main.defines);
   std::unique_lock<std::shared_mutex> lock(mutex);
   return *plans.emplace(key, std::move(made)).first->second;
 }
@@ -158,6 +162,30 @@ Tensor run_grad_weight(const Tensor& grad, const Tensor& x, const Tensor& w, con
   return result;
 }
 
+void expect(GroupedTask task, const Tensor& x, const Tensor& w, const Call& call) {
+  const int64_t device = gpu_index(x);
+  const GroupedPlan& plan = plan_of(problem_of(task, w, x.sizes(), call, false), device);
+  expect_kernel(device, plan.main);
+  if (task == GroupedTask::kGradWeight) expect_kernel(device, plan.sum);
+}
+
+// Has the kernels of a new forward pass' gradients compiled behind it.
+void expect_gradients(const Tensor& x, const Tensor& w, bool bias, const Call& call) {
+  if (x.numel() == 0) return;
+  const GroupedPlan& plan =
+      plan_of(problem_of(GroupedTask::kForward, w, x.sizes(), call, bias), gpu_index(x));
+  if (is_built(gpu_index(x), plan.main)) return;
+  for (const auto task : {GroupedTask::kGradInput, GroupedTask::kGradWeight}) {
+    expect(task, x, w, call);
+  }
+}
+
+// Whether the kernels take an operand; else it is served by standard functions.
+bool is_ours(const Tensor& x, bool on_host) {
+  return (x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kHalf) &&
+         served(x, on_host);
+}
+
 void check(const Tensor& x, const Tensor& w, const OptionalTensor& bias, int64_t stride,
            int64_t groups) {
   TORCH_CHECK_VALUE(x.dim() == 4 && w.dim() == 4 && groups >= 1 &&
@@ -180,16 +208,10 @@ Tensor forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias, int
                int64_t groups, string_view method) {
   check(x, w, bias, stride, groups);
   const Call call{stride, groups, method == "null"};
-  const bool half = x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kHalf;
-  if (!half || !served(x, call.on_host)) {
+  if (!is_ours(x, call.on_host)) {
     const int64_t pad = kernel_of(w) / 2;
     return at::conv2d(x, w, bias, {stride, stride}, {pad, pad}, {1, 1}, groups);
   }
-  const std::string reason =
-      grouped_refusal(static_cast<int>(w.size(1)), static_cast<int>(w.size(0) / groups),
-                      static_cast<int>(groups), static_cast<int>(kernel_of(w)),
-                      static_cast<int>(stride));
-  TORCH_CHECK_VALUE(reason.empty(), "method 'direct' of grouped_conv2d cannot serve: ", reason);
   return run_forward(x, w, bias, call);
 }
 
@@ -205,7 +227,9 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
     ctx->saved_data["stride"] = stride;
     ctx->saved_data["groups"] = groups;
     ctx->saved_data["on_host"] = on_host;
-    ctx->saved_data["bias"] = bias.has_value() && bias->defined();
+    const bool with_bias = bias.has_value() && bias->defined();
+    ctx->saved_data["bias"] = with_bias;
+    if (is_ours(x, on_host)) expect_gradients(x, w, with_bias, {stride, groups, on_host});
     return forward_op().call(x, w, bias, stride, groups, on_host ? "null" : "");
   }
 
@@ -217,8 +241,7 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
     const bool want_bias = ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2);
     const std::array<bool, 3> want{ctx->needs_input_grad(0), ctx->needs_input_grad(1), want_bias};
     variable_list result(6);
-    if (at::GradMode::is_enabled() || !served(x, call.on_host) ||
-        (x.scalar_type() != at::kBFloat16 && x.scalar_type() != at::kHalf)) {
+    if (at::GradMode::is_enabled() || !is_ours(x, call.on_host)) {
       // Standard functions, which have derivatives themselves.
       const int64_t pad = kernel_of(w) / 2;
       const int64_t stride[] = {call.stride, call.stride}, padding[] = {pad, pad};

@@ -332,8 +332,9 @@ GroupedPlan plan_grouped(const GroupedProblem& p, const CudaDevice& device) {
   const int sets = p.groups / form.groups;
   const int64_t together =
       std::max(1, device.multiprocessors * form.blocks() / std::max(1, sets));
-  const int64_t each = (items + together - 1) / together;
-  plan.parts = static_cast<int>((items + each - 1) / each);
+  const int64_t each = std::max<int64_t>(1, (items + together - 1) / together);
+  // (No part fits where a GPU has too little shared memory.)
+  plan.parts = items ? static_cast<int>((items + each - 1) / each) : 0;
   const bool weight = is_weight(p.task);
   plan.main = {weight ? "grouped_weight.cu" : "grouped_map.cu", defines_of(p, form),
                weight ? "grouped_weight" : "grouped_map",

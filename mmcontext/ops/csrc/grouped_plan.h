@@ -24,7 +24,7 @@ struct GroupedProblem {
 struct GroupedPlan {
   CudaLaunch main, sum;                // sum: of the gradient of w only
   GroupedParameters parameters;
-  int parts;                           // of the gradient of w
+  int parts;                           // of the gradient of w; 0: nothing fits on the GPU
 };
 
 // Why groups of these channels are not served, from `kernel` to `groups` of a problem; or empty.
