@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
         '--compile', action='store_true', help='torch.compile of the backbone')
     compiling.add_argument(
         '--cuda-graph', action='store_true',
-        help='the same, replayed as CUDA graphs; for images of one size')
+        help='CUDA graphs of the backbone, for images of few sizes')
     parser.add_argument(
         '--auto-scale-lr', action='store_true',
         help='scale the learning rate by the actual over the original batch size')
@@ -48,13 +48,11 @@ def merge_args(cfg, args: argparse.Namespace) -> None:
             raise UserError(f'--amp replaces OptimWrapper, and the config has {wrapper!r}')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    if args.compile or args.cuda_graph:
-        if args.cuda_graph and on_cpu():
-            raise UserError('--cuda-graph needs a GPU and none is found; leave it out')
-        hook = dict(type='mmcontext.CompileHook')
-        if args.cuda_graph:
-            hook['mode'] = 'reduce-overhead'
-        cfg.custom_hooks = [*cfg.get('custom_hooks', []), hook]
+    if args.cuda_graph and on_cpu():
+        raise UserError('--cuda-graph needs a GPU and none is found; leave it out')
+    for wanted, hook in ((args.compile, 'CompileHook'), (args.cuda_graph, 'CudaGraphHook')):
+        if wanted:
+            cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type=f'mmcontext.{hook}')]
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise UserError(

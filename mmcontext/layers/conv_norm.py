@@ -22,17 +22,25 @@ from mmcontext.ops.conv_norm_act import (
     run_compiled,
 )
 from mmcontext.ops.conv_norm_act.arguments import Norm
-from mmcontext.ops.tracing import is_symbolic
+from mmcontext.ops.tracing import eager_refusal, is_symbolic
 
 _PARTS = ('pool', 'conv', 'norm', 'act')
 _ACTIVATIONS = {type(None): 'none', nn.Identity: 'none', nn.ReLU: 'relu', nn.SiLU: 'silu'}
 
 
 def faster_by_pixel(x: Tensor) -> bool:
-    """Whether a contiguous ``x`` is worth turning channels-last for what :func:`run_together` and
-    the C++ kernels make of it, now that no gradient is wanted."""
-    return (bool(compiled_method(x)) and x.is_contiguous()
-            and torch.backends.mkldnn.is_available())
+    """Whether a contiguous ``x`` is worth turning channels-last.
+
+    It is where the C++ kernels or :func:`run_together` on a CPU make more of it, now that no
+    gradient is wanted, and in half precision on a GPU, whose matrix units work by pixels: cuDNN
+    would turn the map in front of every convolution and back behind it.
+    """
+    if type(x) is not Tensor or not x.is_contiguous():
+        return False
+    if x.is_cuda:
+        halved = torch.is_autocast_enabled() or x.dtype in (torch.float16, torch.bfloat16)
+        return halved and not torch.version.hip and eager_refusal() is None
+    return bool(compiled_method(x)) and torch.backends.mkldnn.is_available()
 
 
 def _is_nothing(module: Optional[nn.Module]) -> bool:

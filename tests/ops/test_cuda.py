@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from conftest import LAUNCHER
+
 from mmcontext.ops import cuda_driver, explain, kernel_cache, local_aggregation, nvrtc
 from mmcontext.ops.local_aggregation import cuda
 from mmcontext.ops.native_library import UNAVAILABLE

@@ -2,10 +2,11 @@
 from .atomic_checkpoint_hook import AtomicCheckpointHook, AtomicLocalBackend
 from .class_count_hook import ClassCountHook, check_classes
 from .compile_hook import CompileHook
+from .cuda_graph_hook import CudaGraphHook
 from .exact_resume_hook import ExactResumeHook
 from .kernel_penalty_hook import KernelPenaltyHook, kernel_penalty
 from .precise_bn_hook import PreciseBNHook, update_bn_stats
 
 __all__ = ['AtomicCheckpointHook', 'AtomicLocalBackend', 'ClassCountHook', 'CompileHook',
-           'ExactResumeHook', 'KernelPenaltyHook', 'PreciseBNHook', 'check_classes',
-           'kernel_penalty', 'update_bn_stats']
+           'CudaGraphHook', 'ExactResumeHook', 'KernelPenaltyHook', 'PreciseBNHook',
+           'check_classes', 'kernel_penalty', 'update_bn_stats']

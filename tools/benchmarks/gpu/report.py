@@ -151,6 +151,8 @@ _SECTIONS = (
     ('networks', 'Networks', _networks),
     ('profiles', 'A training step by kind of kernel: ms (launches)', _profiles),
     ('profiles', 'The longest kernels of a training step', _longest),
+    ('graphs', 'Training with CudaGraphHook, contiguous images, bf16 AMP, batch 64',
+     _plain('graphs')),
     ('grouped', 'Grouped convolutions: GPU us forward / forward + backward, batch 64', _grouped),
     ('detection', 'Detectors and segmentors, batch 2, fp16 AMP, milliseconds a step',
      _plain('detection')),

@@ -47,6 +47,7 @@ TASKS = (
     Task('racecheck', 'a', 'gpu.correctness:sanitized', 25, tool=_sanitizer('racecheck')),
     Task('networks', 'd', 'gpu.networks:main', 150, 20, _NETWORKS, resumes=True),
     Task('profiles', 'd', 'gpu.profiles:main', 60, 20, _NETWORKS),
+    Task('graphs', 'd', 'gpu.graphs:main', 60, 20, _NETWORKS),
     Task('grouped', 'e', 'gpu.grouped:main', 40),
     Task('detection', 'f', 'gpu.detection:main', 90, 20, (*_NETWORKS, 'mmdet')),
     Task('segmentation', 'f', 'gpu.detection:segmentor', 30, 15, (*_NETWORKS, 'mmseg')),

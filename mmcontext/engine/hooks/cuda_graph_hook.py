@@ -1,0 +1,131 @@
+"""Parts of a model in training as CUDA graphs: the host starts one in place of many kernels."""
+from typing import Callable, Dict, Optional, Sequence, Tuple
+
+import torch
+from mmengine.hooks import Hook
+from torch import Tensor, nn
+
+from mmcontext.registry import HOOKS
+from mmcontext.utils.dist import unwrapped_model
+
+
+class _Callable(nn.Module):
+    """A module's forward as a module of its own, for torch to patch."""
+
+    def __init__(self, module: nn.Module, forward: Callable) -> None:
+        super().__init__()
+        self.module = module
+        self._forward = forward
+
+    def forward(self, x: Tensor):
+        return self._forward(x)
+
+
+def capture(module: nn.Module, forward: Callable, x: Tensor, warmup: int) -> Callable:
+    """The forward and backward pass of a module for inputs like ``x`` as two CUDA graphs.
+
+    Buffers (running statistics) and random states are as before.
+
+    Args:
+        module: The module, whose parameters get gradients.
+        forward: Its forward function.
+        x: An input.
+        warmup: Passes before the capture, in which kernels are chosen and compiled.
+    """
+    kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    random_state = torch.cuda.get_rng_state(x.device)
+    enabled = torch.is_autocast_enabled()
+    # Casts of weights belong into the graph: what autocast keeps is gone by the next step.
+    with torch.autocast('cuda', torch.get_autocast_gpu_dtype(), enabled, cache_enabled=False):
+        graphed = torch.cuda.make_graphed_callables(
+            _Callable(module, forward), (x.detach().clone(), ), num_warmup_iters=warmup,
+            allow_unused_input=True)
+    with torch.no_grad():
+        for name, buffer in module.named_buffers():
+            buffer.copy_(kept[name])
+    torch.cuda.set_rng_state(random_state, x.device)
+    return graphed
+
+
+class GraphedForward:
+    """Takes the place of a module's forward: graphs in training, itself otherwise.
+
+    Args:
+        module: The module.
+        most: Sizes of inputs that get a graph, the first that come twice; others stay eager.
+        warmup: As of :func:`capture`.
+    """
+
+    def __init__(self, module: nn.Module, most: int, warmup: int) -> None:
+        self._module, self._forward = module, module.forward
+        self._most, self._warmup = most, warmup
+        self._seen: Dict[Tuple, int] = {}
+        self._graphs: Dict[Tuple, Callable] = {}
+
+    def _eligible(self, x: Tensor, others: tuple, named: dict) -> bool:
+        return (not others and not named and type(x) is Tensor and x.is_cuda
+                and self._module.training and torch.is_grad_enabled() and not x.requires_grad)
+
+    def __call__(self, x: Tensor, *others, **named):
+        if not self._eligible(x, others, named):
+            return self._forward(x, *others, **named)
+        key = (x.shape, x.stride(), x.dtype, torch.is_autocast_enabled(),
+               torch.get_autocast_gpu_dtype())
+        graph = self._graphs.get(key)
+        if graph is None:
+            self._seen[key] = self._seen.get(key, 0) + 1
+            if self._seen[key] < 2 or len(self._graphs) >= self._most:
+                return self._forward(x)
+            graph = self._graphs[key] = capture(self._module, self._forward, x, self._warmup)
+        return graph(x)
+
+
+@HOOKS.register_module()
+class CudaGraphHook(Hook):
+    """Trains the backbone, or other parts of a model, by CUDA graphs.
+
+    A graph needs fixed sizes: of the sizes of images that come, the first ``most_sizes`` get
+    one, and others run as they are. Losses equal those of eager training; what a module puts
+    out is overwritten in the next iteration. Checkpoints do not change.
+
+    Args:
+        parts (Sequence[str]): Names of modules of one tensor each. Defaults to
+            ``('backbone', )``.
+        most_sizes (int): Defaults to 4.
+        warmup (int): Passes before a capture. Defaults to 3.
+
+    Raises:
+        TypeError: ``parts`` is not a sequence of names.
+        ValueError: The model has no such module, or gradients are accumulated, which the graphs
+            overwrite.
+    """
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, parts: Sequence[str] = ('backbone', ), most_sizes: int = 4,
+                 warmup: int = 3) -> None:
+        if isinstance(parts, str) or not all(isinstance(part, str) for part in parts):
+            raise TypeError(f'parts of CudaGraphHook must be a sequence of names, got {parts!r}')
+        self.parts = tuple(parts)
+        self.most_sizes, self.warmup = most_sizes, warmup
+
+    def before_train(self, runner) -> None:
+        """Put the graphs in the modules' way."""
+        model = unwrapped_model(runner)
+        counts: Optional[int] = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+        if counts != 1:
+            raise ValueError(f'CudaGraphHook does not accumulate gradients, and the optim_wrapper '
+                             f'has accumulative_counts={counts}')
+        for part in self.parts:
+            try:
+                module = model.get_submodule(part)
+            except AttributeError:
+                raise ValueError(
+                    f'parts of CudaGraphHook: {type(model).__name__} has no module {part!r}; it '
+                    f'has {", ".join(name for name, _ in model.named_children())}') from None
+            module.forward = GraphedForward(module, self.most_sizes, self.warmup)
+
+    def after_train(self, runner) -> None:
+        """Take them away."""
+        for part in self.parts:
+            unwrapped_model(runner).get_submodule(part).__dict__.pop('forward', None)
