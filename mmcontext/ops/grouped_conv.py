@@ -77,7 +77,7 @@ def _unable(x: Tensor) -> Optional[str]:
         return 'a transform of torch.func is under way'
     if is_observed():
         return 'a TorchDispatchMode looks on, which may know standard operators only'
-    return torch.ops.mmcontext_native.gpu_refusal(x.device.index) if x.is_cuda else None
+    return _refusal_of_gpu(x.device.index) if x.is_cuda else None
 
 
 @functools.lru_cache(maxsize=None)
@@ -104,12 +104,14 @@ def _pair(value: Union[int, Sequence[int]]) -> Tuple[int, int]:
     return tuple(value) if len(value) == 2 else (value[0], value[0])
 
 
-def _capable(x: Tensor) -> Optional[str]:
-    capability = torch.cuda.get_device_capability(x.device)
+@functools.lru_cache(maxsize=None)
+def _refusal_of_gpu(index: int) -> str:
+    """Why the kernels cannot run on a GPU; empty where they can."""
+    capability = torch.cuda.get_device_capability(index)
     if capability < (8, 0):
         return ('the tensor cores that it needs came with compute capability 8.0, this GPU has '
-                '.'.join(map(str, capability)))
-    return None
+                + '.'.join(map(str, capability)))
+    return torch.ops.mmcontext_native.gpu_refusal(index)
 
 
 # Measured on an H200, forward and backward, rounded: TFLOP/s of dense weights grow with the
@@ -157,25 +159,20 @@ def estimated_microseconds(x: Tuple[int, ...], weight: Tuple[int, ...], stride: 
 def _direct_refusal(x: Tensor, weight: Tensor, stride: _Pair, padding: _Pair, dilation: _Pair,
                     groups: int) -> Optional[str]:
     """Why the direct kernels cannot serve, or None."""
-    return (_unable(x) or (_capable(x) if x.is_cuda else None)
-            or _refusal_of_groups(tuple(weight.shape), stride, padding, dilation, groups) or None)
+    return _unable(x) or _refusal_of_groups(tuple(weight.shape), stride, padding, dilation,
+                                            groups) or None
 
 
-def _choose(x: Tensor, weight: Tensor, stride: _Pair, padding: _Pair, dilation: _Pair,
-            groups: int) -> Tuple[str, Dict[str, str]]:
-    """What 'auto' takes, and why not the others."""
+def _ways(x: Tensor, weight: Tensor, stride: _Pair, padding: _Pair, dilation: _Pair,
+          groups: int) -> Tuple[Dict[str, float], Dict[str, str]]:
+    """Estimated microseconds of the ways that can serve and pay; why others cannot or do not."""
     reason = _refusal(x, groups)
     if reason:
-        return 'grouped', {'dense': reason, 'direct': reason}
+        return {'grouped': 0.}, {'dense': reason, 'direct': reason}
     unable = _direct_refusal(x, weight, stride, padding, dilation, groups)
     times = estimated_microseconds(tuple(x.shape), tuple(weight.shape), _pair(stride)[0], groups,
                                    x.device.index, unable is None)
-    chosen = min(times, key=times.get)
-    refused = {} if unable is None else {'direct': unable}
-    for method, time in times.items():
-        if method != chosen and method != 'grouped':
-            refused[method] = f'{time:.0f} us are estimated, {times[chosen]:.0f} of {chosen}'
-    return chosen, refused
+    return times, {} if unable is None else {'direct': unable}
 
 
 def _method(x: Tensor, weight: Tensor, stride: _Pair, padding: _Pair, dilation: _Pair,
@@ -186,7 +183,8 @@ def _method(x: Tensor, weight: Tensor, stride: _Pair, padding: _Pair, dilation: 
     if method not in _METHODS:
         raise ValueError(f'{source} must be one of {", ".join(_METHODS)}, got {method!r}')
     if method == 'auto':
-        return _choose(x, weight, stride, padding, dilation, groups)[0]
+        times, _ = _ways(x, weight, stride, padding, dilation, groups)
+        return min(times, key=times.get)
     if method in ('direct', 'null'):
         reason = _direct_refusal(x, weight, stride, padding, dilation, groups)
         if reason is None and x.is_cuda != (method == 'direct'):
@@ -260,5 +258,8 @@ def explain_grouped_conv(x: Tensor, weight: Tensor, groups: int, method: Optiona
     if padding is None:
         padding = tuple(size // 2 for size in weight.shape[-2:])
     geometry = (stride, padding, dilation, groups)
-    return {'chosen': _method(x, weight, *geometry, method),
-            'refused': _choose(x, weight, *geometry)[1]}
+    times, refused = _ways(x, weight, *geometry)
+    fastest = min(times, key=times.get)
+    refused.update((name, f'{times[name]:.0f} us are estimated, {times[fastest]:.0f} of {fastest}')
+                   for name in times if name not in ('grouped', fastest))
+    return {'chosen': _method(x, weight, *geometry, method), 'refused': refused}

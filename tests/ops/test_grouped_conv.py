@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmcontext.ops import explain_grouped_conv, grouped_conv2d
+from mmcontext.ops import explain_grouped_conv, grouped_conv, grouped_conv2d
 from mmcontext.ops.grouped_conv import METHOD_VARIABLE
 from mmcontext.ops.native_library import UNAVAILABLE
 
@@ -46,16 +46,17 @@ class OnGpu:
     (768, 768, 3, 8, 7, 'dense', 'dense'), (512, 512, 3, 4, 7, 'dense', 'dense')])
 def test_fastest_by_measurement_and_estimate(monkeypatch, channels, outputs, kernel, groups, size,
                                              measured, estimated):
-    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
+    monkeypatch.setattr(grouped_conv, '_refusal_of_gpu', lambda index: '')
     weight = torch.empty(outputs, channels // groups, kernel, kernel)
     for other in (OnGpu(channels, size, torch.float32), OnGpu(channels, size, last=False)):
         answer = explain_grouped_conv(other, weight, groups)
         assert answer['chosen'] == 'grouped' and 'it pays' in answer['refused']['dense']
     if not UNAVAILABLE:
         assert explain_grouped_conv(OnGpu(channels, size), weight, groups)['chosen'] == estimated
-    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (7, 5))
+    monkeypatch.setattr(grouped_conv, '_refusal_of_gpu', lambda index: 'it is too old')
     answer = explain_grouped_conv(OnGpu(channels, size), weight, groups)
-    assert answer['chosen'] == measured and 'direct' in answer['refused']
+    assert answer['chosen'] == measured
+    assert answer['refused']['direct'] == (UNAVAILABLE or 'it is too old')
 
 
 def test_method_is_chosen_forced_and_explained(monkeypatch):
