@@ -26,16 +26,26 @@ _Pair = Union[int, str, Sequence[int]]
 
 LIBRARY.define('grouped_conv_direct(Tensor x, Tensor weight, Tensor? bias, int stride, '
                'int groups, str method) -> Tensor')
+LIBRARY.define('grouped_pyramid(Tensor x, Tensor[] weights, int stride, int[] paddings, '
+               'int[] dilations, int[] groups, int[] direct, str method) -> Tensor')
 _direct = torch.ops.mmcontext.grouped_conv_direct.default
+_pyramid = torch.ops.mmcontext.grouped_pyramid.default
 
 
 def _standard(x, weight, bias, stride, groups, method):
     return F.conv2d(x, weight, bias, stride, weight.shape[-1] // 2, 1, groups)
 
 
-register_fake('grouped_conv_direct', _standard)
-if UNAVAILABLE:
-    LIBRARY.impl('grouped_conv_direct', _standard, 'CompositeImplicitAutograd')
+def _standard_pyramid(x, weights, stride, paddings, dilations, groups, direct, method):
+    return torch.cat([F.conv2d(x, weight, None, stride, *geometry)
+                      for weight, *geometry in zip(weights, paddings, dilations, groups)], 1)
+
+
+for _name, _function in (('grouped_conv_direct', _standard),
+                         ('grouped_pyramid', _standard_pyramid)):
+    register_fake(_name, _function)
+    if UNAVAILABLE:
+        LIBRARY.impl(_name, _function, 'CompositeImplicitAutograd')
 
 
 def _is_autocast(kind: str) -> bool:
@@ -175,13 +185,18 @@ def _ways(x: Tensor, weight: Tensor, stride: _Pair, padding: _Pair, dilation: _P
     return times, {} if unable is None else {'direct': unable}
 
 
-def _method(x: Tensor, weight: Tensor, stride: _Pair, padding: _Pair, dilation: _Pair,
-            groups: int, method: Optional[str]) -> str:
+def _requested(method: Optional[str]) -> str:
     source = 'method' if method is not None else METHOD_VARIABLE
     if method is None:
         method = os.environ.get(METHOD_VARIABLE) or 'auto'
     if method not in _METHODS:
         raise ValueError(f'{source} must be one of {", ".join(_METHODS)}, got {method!r}')
+    return method
+
+
+def _method(x: Tensor, weight: Tensor, stride: _Pair, padding: _Pair, dilation: _Pair,
+            groups: int, method: Optional[str]) -> str:
+    method = _requested(method)
     if method == 'auto':
         times, _ = _ways(x, weight, stride, padding, dilation, groups)
         return min(times, key=times.get)
@@ -240,6 +255,67 @@ def grouped_conv2d(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None,
             return _direct(x, weight, bias, _pair(stride)[0], groups,
                            'null' if chosen == 'null' else '')
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+@functools.lru_cache(maxsize=4096)
+def _ways_of_levels(x: Tuple[int, ...], levels: Tuple[Tuple, ...], device: int
+                    ) -> Optional[Tuple[str, ...]]:
+    """The fastest way for each (weight's shape, stride, padding, dilation, groups); None where
+    the levels do not go together or none is direct."""
+    ways, outputs = [], 0
+    for weight, stride, padding, dilation, groups in levels:
+        geometry = (stride, padding, dilation)
+        if not all(isinstance(pair, tuple) and len(set(pair)) == 1 for pair in geometry):
+            return None
+        way = 'grouped'
+        if groups > 1:
+            able = not _refusal_of_groups(weight, *geometry, groups) and outputs % 8 == 0
+            times = estimated_microseconds(x, weight, stride[0], groups, device, able)
+            way = min(times, key=times.get)
+        ways.append(way)
+        outputs += weight[0]
+    strides = {level[1] for level in levels}
+    return tuple(ways) if 'direct' in ways and len(strides) == 1 and outputs % 8 == 0 else None
+
+
+def conv_pyramid(x: Tensor, convolutions: Sequence[Tuple], method: Optional[str] = None
+                 ) -> Optional[Tensor]:
+    """Convolutions of one map side by side in one result, where :func:`grouped_conv2d` has direct
+    kernels for one of them: nothing is concatenated, and they add to one gradient of x.
+
+    Args:
+        x: Feature map [B, C, H, W].
+        convolutions: (weight, bias, stride, padding, dilation, groups) of each, as ``conv2d`` has
+            them.
+        method: As of :func:`grouped_conv2d`.
+
+    Returns:
+        [B, sum of Co, Ho, Wo]; None where they are to be called one by one.
+    """
+    method = _requested(method)
+    if method in ('grouped', 'dense') or x.is_cuda == (method == 'null'):
+        return None
+    if _dtype(x) not in _HALF or not x.is_contiguous(memory_format=torch.channels_last):
+        return None
+    if _unable(x) or any(bias is not None for _, bias, *_ in convolutions):
+        return None
+    ways = _ways_of_levels(
+        tuple(x.shape), tuple((tuple(weight.shape), *geometry)
+                              for weight, _, *geometry in convolutions),
+        x.device.index if x.is_cuda else -1)
+    if ways is None:
+        return None
+    weights, paddings, dilations, all_groups, direct = [], [], [], [], []
+    for way, (weight, _, stride, padding, dilation, groups) in zip(ways, convolutions):
+        if way == 'dense':
+            weight, groups = dense_weight(weight.to(_dtype(x)), groups), 1
+        weights.append(weight)
+        paddings.append(padding[0])
+        dilations.append(dilation[0])
+        all_groups.append(groups)
+        direct.append(int(way == 'direct'))
+    return _pyramid(x, weights, stride[0], paddings, dilations, all_groups, direct,
+                    'null' if method == 'null' else '')
 
 
 def explain_grouped_conv(x: Tensor, weight: Tensor, groups: int, method: Optional[str] = None,

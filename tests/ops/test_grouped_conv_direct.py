@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from mmcontext.ops import grouped_conv2d
+from mmcontext.ops.grouped_conv import METHOD_VARIABLE
 from mmcontext.ops.native_library import UNAVAILABLE
 
 pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason='installed without a compiler')
@@ -52,6 +53,34 @@ def test_kernels_equal_float64(emulated, case):
     check(*case)
     assert [entry for _, _, entry in emulated] == ['grouped_map', 'grouped_map',
                                                    'grouped_weight', 'grouped_sum']
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_pyramid_equals_its_levels(emulated, stride):
+    from mmcontext.layers import PyConv2d
+    layer = PyConv2d(64, 64, stride=stride, groups=(1, 2, 8, 16)).double()
+    values = torch.randn(2, 64, 9, 10).to(BF16)
+    cotangent = torch.randn(2, 64, *(-(-n // stride) for n in (9, 10))).to(BF16)
+    for parameter in layer.parameters():
+        parameter.data = parameter.data.to(BF16).double()
+    x = values.double().requires_grad_()
+    operands = (x, *layer.parameters())
+    wanted = [layer(x)]
+    wanted += torch.autograd.grad(wanted[0], operands, cotangent.double())
+    assert not emulated
+    layer.to(BF16)
+    x = inside(values, BF16).contiguous(memory_format=torch.channels_last).requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(METHOD_VARIABLE, 'null')
+        y = layer(x)
+    actual = [y, *torch.autograd.grad(y, (x, *layer.parameters()), cotangent)]
+    # The level of two groups is estimated to be faster dense at stride 2.
+    direct = 4 - stride
+    assert [entry for _, _, entry in emulated] == [
+        *['grouped_map'] * direct, *['grouped_weight', 'grouped_sum', 'grouped_map'] * direct]
+    for a, e in zip(actual, wanted):
+        # The gradient of x is rounded after each level.
+        assert (a.double() - e).abs().max() <= 3 * TOLERANCE[BF16] * e.abs().max()
 
 
 def test_operator_is_registered_whole(emulated):

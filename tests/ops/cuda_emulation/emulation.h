@@ -63,6 +63,13 @@ template <int kBytes> mmcontext::Raw<kBytes> global_load(const void* from) {
   return value;
 }
 
+template <int kBytes> mmcontext::Raw<kBytes> global_reload(const void* from) {
+  mmcontext::Raw<kBytes> value;
+  memset(&value, 0xff, sizeof value);
+  if (in_operand(from, kBytes, true)) memcpy(&value, from, kBytes);
+  return value;
+}
+
 template <int kBytes> void global_store(void* to, const mmcontext::Raw<kBytes>& value) {
   if (in_operand(to, kBytes, true)) memcpy(to, &value, kBytes);
 }

@@ -125,6 +125,16 @@ DEVICE void convolve_slots(const GroupedParameters& p, const Worker& me,
   }
 }
 
+DEVICE Raw<16> sum_of(const Raw<16>& a, const Raw<16>& b) {
+  float first[8], second[8];
+  widen_all<T>(a, first);
+  widen_all<T>(b, second);
+  T sums[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) narrow(first[i] + second[i], sums[i]);
+  return bit_cast<Raw<16>>(sums);
+}
+
 DEVICE void store_part(const GroupedParameters& p, const Place& at, const char* shared) {
   T* sample = reinterpret_cast<T*>(p.target.address) + at.batch * p.target.batch +
               static_cast<int>(blockIdx.y) * GROUPS * kTarget;
@@ -137,8 +147,10 @@ DEVICE void store_part(const GroupedParameters& p, const Place& at, const char* 
     for (int item = lane; item < p.strips * STRIP * kUnits; item += 32) {
       const int col = at.col + item / kUnits;
       if (col >= p.target.cols) continue;
-      global_store<16>(line + col * p.target.pixel + item % kUnits * 8,
-                       shared_load<16>(from + 16 * item));
+      T* to = line + col * p.target.pixel + item % kUnits * 8;
+      Raw<16> value = shared_load<16>(from + 16 * item);
+      if (p.accumulate) value = sum_of(value, global_reload<16>(to));
+      global_store<16>(to, value);
     }
   }
 }

@@ -27,6 +27,7 @@ struct GroupedParameters {
   int row_blocks, col_blocks;          // of a sample
   StagedPart source_part, target_part;
   int target_offset, zeros_offset;     // in shared memory, in bytes
+  int accumulate;                      // whether the result is added to what the target holds
 };
 
 // Adds the parts of the gradient of w.

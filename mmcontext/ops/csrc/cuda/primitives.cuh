@@ -18,6 +18,7 @@ using emulation::async_wait;
 using emulation::block_barrier;
 using emulation::exponential;
 using emulation::global_load;
+using emulation::global_reload;
 using emulation::global_store;
 using emulation::inverse_root;
 using emulation::load_four_turned;
@@ -80,6 +81,11 @@ template <int kBytes> DEVICE Raw<kBytes> global_load(const void* from) {
         : "=r"(to.word[0]), "=r"(to.word[1]), "=r"(to.word[2]), "=r"(to.word[3]) : "l"(from));
   }
   return to;
+}
+
+// What the same kernel stores to.
+template <int kBytes> DEVICE Raw<kBytes> global_reload(const void* from) {
+  return *static_cast<const Raw<kBytes>*>(from);
 }
 
 template <int kBytes> DEVICE void global_store(void* to, const Raw<kBytes>& value) {
