@@ -141,7 +141,7 @@ def _longest(state: dict) -> str:
 _SECTIONS = (
     ('operators', 'Aggregation: GPU us, forward / gradient of x / gradient of w', _operators),
     ('correctness', 'Correctness: largest error over the largest value', _correctness),
-    ('agreement', 'A training step by the kernels against torch: relative distances',
+    ('agreement', 'A training step: relative distances from float64',
      _plain('agreement')),
     ('norms', 'Batch norm, residual and activation in training: GPU us forward / backward',
      _plain('norms')),
