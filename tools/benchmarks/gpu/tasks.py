@@ -38,6 +38,7 @@ TASKS = (
     Task('correctness', 'a', 'gpu.correctness:main', 50),
     Task('operators', 'b', 'gpu.operators:main', 60),
     Task('norms', 'b', 'gpu.norms:main', 25),
+    Task('gates', 'b', 'gpu.gates:main', 25),
     Task('host', 'b', 'gpu.steps:host', 30),
     Task('fused', 'b', 'gpu.fused:main', 20),
     Task('first_step', 'b', 'gpu.steps:first_step', 45, needs=_NETWORKS),
