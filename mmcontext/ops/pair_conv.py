@@ -3,28 +3,16 @@
 What a concatenation writes is as large as the maps; on GPUs, in half precision and channels-last,
 the convolution is one product of matrices for each map (``csrc/pair_conv.cpp``).
 """
-import os
 from typing import Dict, Optional, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcontext.ops.native_library import UNAVAILABLE
-from mmcontext.ops.tracing import eager_refusal
+from mmcontext.ops.kernel_switch import KernelSwitch
 
 METHOD_VARIABLE = 'MMCONTEXT_PAIR_CONV'
-# 'null': the products, for maps on the CPU.
-_METHODS = ('auto', 'cuda', 'torch', 'null')
-
-
-def _method(method: Optional[str]) -> str:
-    source = 'method' if method is not None else METHOD_VARIABLE
-    if method is None:
-        method = os.environ.get(METHOD_VARIABLE) or 'auto'
-    if method not in _METHODS:
-        raise ValueError(f'{source} must be one of {", ".join(_METHODS)}, got {method!r}')
-    return method
+_switch = KernelSwitch('pair_conv', METHOD_VARIABLE, 'pair_conv_refusal')
 
 
 def join_maps(x: Tensor, other: Tensor, groups: int = 1) -> Tensor:
@@ -38,20 +26,9 @@ def join_maps(x: Tensor, other: Tensor, groups: int = 1) -> Tensor:
 def products(x: Tensor, other: Tensor, weight: Tensor, groups: int = 1,
              method: Optional[str] = None) -> Optional[Tensor]:
     """The result of :func:`pair_conv` by products of matrices; None where they do not serve."""
-    if (type(x) is Tensor and type(other) is Tensor and not UNAVAILABLE and method != 'torch'
-            and (x.is_cuda or (method or os.environ.get(METHOD_VARIABLE)) == 'null')
-            and eager_refusal() is None):
+    if type(other) is Tensor and _switch.may_serve(x, method):
         return torch.ops.mmcontext_native.pair_conv(x, other, weight, groups, method or '')
     return None
-
-
-def _refusal(x: Tensor, other: Tensor, on_host: bool) -> Optional[str]:
-    if UNAVAILABLE:
-        return UNAVAILABLE
-    if type(x) is not Tensor or type(other) is not Tensor:
-        return 'a map is of a subclass of Tensor'
-    return eager_refusal() or torch.ops.mmcontext_native.pair_conv_refusal(
-        x, other, on_host) or None
 
 
 def pair_conv(x: Tensor, other: Tensor, weight: Tensor, groups: int = 1,
@@ -77,9 +54,7 @@ def pair_conv(x: Tensor, other: Tensor, weight: Tensor, groups: int = 1,
     y = products(x, other, weight, groups, method)
     if y is not None:
         return y
-    if method is not None and _method(method) in ('cuda', 'null'):
-        raise RuntimeError(f'method {method!r} of pair_conv cannot serve: '
-                           f'{_refusal(x, other, method == "null")}')
+    _switch.insist(method, x, other)
     return F.conv2d(join_maps(x, other, groups), weight, groups=groups)
 
 
@@ -91,8 +66,4 @@ def explain_pair_conv(x: Tensor, other: Tensor,
         ``chosen``: 'cuda', 'null' or 'torch'; ``refused``: {'cuda': reason} where the products
         cannot serve, else empty.
     """
-    wanted = _method(method)
-    reason = _refusal(x, other, wanted == 'null')
-    if wanted == 'auto':
-        wanted = 'torch' if reason else 'cuda'
-    return {'chosen': wanted, 'refused': {} if reason is None else {'cuda': reason}}
+    return _switch.explain(method, x, other)
