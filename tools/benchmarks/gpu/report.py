@@ -145,6 +145,8 @@ _SECTIONS = (
      _plain('agreement')),
     ('norms', 'Batch norm, residual and activation in training: GPU us forward / backward',
      _plain('norms')),
+    ('gates', 'Gates, pools and convolutions of two maps, bf16: GPU us forward / backward',
+     _plain('gates')),
     ('host', 'Host time of a call', _host),
     ('host_steps', 'Host time of a training step of narrow networks, batch 8',
      _plain('host_steps')),
