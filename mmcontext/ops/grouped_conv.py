@@ -292,6 +292,8 @@ def conv_pyramid(x: Tensor, convolutions: Sequence[Tuple], method: Optional[str]
     Returns:
         [B, sum of Co, Ho, Wo]; None where they are to be called one by one.
     """
+    if is_compiling():
+        return None
     method = _requested(method)
     if method in ('grouped', 'dense') or x.is_cuda == (method == 'null'):
         return None
@@ -306,7 +308,7 @@ def conv_pyramid(x: Tensor, convolutions: Sequence[Tuple], method: Optional[str]
     if ways is None:
         return None
     weights, paddings, dilations, all_groups, direct = [], [], [], [], []
-    for way, (weight, _, stride, padding, dilation, groups) in zip(ways, convolutions):
+    for way, (weight, _, _, padding, dilation, groups) in zip(ways, convolutions):
         if way == 'dense':
             weight, groups = dense_weight(weight.to(_dtype(x)), groups), 1
         weights.append(weight)
@@ -314,7 +316,7 @@ def conv_pyramid(x: Tensor, convolutions: Sequence[Tuple], method: Optional[str]
         dilations.append(dilation[0])
         all_groups.append(groups)
         direct.append(int(way == 'direct'))
-    return _pyramid(x, weights, stride[0], paddings, dilations, all_groups, direct,
+    return _pyramid(x, weights, convolutions[0][2][0], paddings, dilations, all_groups, direct,
                     'null' if method == 'null' else '')
 
 

@@ -3,8 +3,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmcontext.ops import grouped_conv2d
+from mmcontext.ops import grouped_conv2d, kernel_cache
 from mmcontext.ops.grouped_conv import METHOD_VARIABLE
+from mmcontext.ops.local_aggregation import cuda
 from mmcontext.ops.native_library import UNAVAILABLE
 
 pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason='installed without a compiler')
@@ -81,6 +82,15 @@ def test_pyramid_equals_its_levels(emulated, stride):
     for a, e in zip(actual, wanted):
         # The gradient of x is rounded after each level.
         assert (a.double() - e).abs().max() <= 3 * TOLERANCE[BF16] * e.abs().max()
+
+
+@pytest.mark.skipif(not torch.version.cuda, reason='torch is built without CUDA')
+def test_kernels_compile(emulated, tmp_path, monkeypatch):
+    monkeypatch.setenv(kernel_cache.CACHE_VARIABLE, str(tmp_path))
+    check(HALF, (1, 16, 5, 5), 8, 3, 4)
+    for source, defines, _ in emulated:
+        for target in ('sm_80', 'compute_90'):
+            assert cuda.compile_kernel(source, defines, target)
 
 
 def test_operator_is_registered_whole(emulated):

@@ -4,7 +4,6 @@ import concurrent.futures
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gpu.record import Record
