@@ -17,20 +17,20 @@ _KERNEL_LEAF = r'(weight|bias)'
 _RENAMES: List[Tuple[Pattern, Optional[str]]] = [
     (re.compile(pattern), target) for pattern, target in (
         # Multiplicative filter networks (MAGNet, Gabor, Fourier), then SIREN, then MLPs.
-        (rf'{_CONV}\.Kernel\.(filters\.\d+\.(?:mu|gamma))', r'backbone.\1.kernel_net.\2'),
+        (rf'{_CONV}\.Kernel\.(filters\.\d+\.(?:mu|gamma))', r'backbone.\1.kernel.net.\2'),
         (rf'{_CONV}\.Kernel\.(filters\.\d+\.linear|linears\.\d+|output_linear)\.{_KERNEL_LEAF}',
-         r'backbone.\1.kernel_net.\2.\3'),
+         r'backbone.\1.kernel.net.\2.\3'),
         (rf'{_CONV}\.Kernel\.kernel_net\.(\d+)\.{_KERNEL_LEAF}',
-         r'backbone.\1.kernel_net.layers.\2.\3'),
+         r'backbone.\1.kernel.net.layers.\2.\3'),
         (rf'{_CONV}\.Kernel\.kernel_net\.\d+\.omega_0', None),
         (rf'{_CONV}\.Kernel\.input_layers\.(0|linear)\.{_KERNEL_LEAF}',
-         r'backbone.\1.kernel_net.embedding.\2.\3'),
+         r'backbone.\1.kernel.net.embedding.\2.\3'),
         (rf'{_CONV}\.Kernel\.hidden_layers\.(\d+)\.{_KERNEL_LEAF}',
-         r'backbone.\1.kernel_net.layers.\2.\3'),
-        (rf'{_CONV}\.mask_width_param', r'backbone.\1.mask_width'),
-        (rf'{_CONV}\.mask_mean_param', r'backbone.\1.mask_mean'),
-        (rf'{_CONV}\.(mask_threshold|train_length|initialized|bias|channel_mixer\.\w+)',
-         r'backbone.\1.\2'),
+         r'backbone.\1.kernel.net.layers.\2.\3'),
+        (rf'{_CONV}\.mask_width_param', r'backbone.\1.kernel.mask_width'),
+        (rf'{_CONV}\.mask_mean_param', r'backbone.\1.kernel.mask_mean'),
+        (rf'{_CONV}\.(mask_threshold|train_length|initialized)', r'backbone.\1.kernel.\2'),
+        (rf'{_CONV}\.(bias|channel_mixer\.\w+)', r'backbone.\1.\2'),
         (rf'{_CONV}\.(?:conv_kernel|kernel_positions|linspace_stepsize)', None),
         (r'((?:blocks\.\d+\.)?norm[12]|out_norm|blocks\.\d+\.linear1)\.(\w+)', r'backbone.\1.\2'),
         (r'(blocks\.\d+\.shortcut)\.0\.(weight|bias)', r'backbone.\1.\2'),
@@ -111,7 +111,7 @@ def convert_ccnn(state: Mapping[str, Tensor]) -> Dict[str, Tensor]:
                 value = value.long().flatten().expand(dim).clone()
         elif target.endswith('.initialized'):
             value = value.bool()
-        elif target.endswith('.weight') and ('.kernel_net.' in target or '.fc.' in target):
+        elif target.endswith('.weight') and ('.kernel.net.' in target or '.fc.' in target):
             # 1x1 convolutions on a grid there, linear layers on a list of positions here.
             if value.dim() != dim + 2:
                 wrong.append(f'{key} has shape {tuple(value.shape)}')

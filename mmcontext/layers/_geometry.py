@@ -1,5 +1,5 @@
 """Arguments and attributes that every layer shares with ``torch.nn.Conv2d``."""
-from typing import Optional, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +8,31 @@ from mmcontext.ops.arguments import IntPair, per_axis
 from mmcontext.ops.tracing import is_symbolic
 
 
-def same_padding(kernel_size: Tuple[int, int], dilation: Tuple[int, int]) -> Tuple[int, int]:
+def same_padding(kernel_size: Sequence[int], dilation: Sequence[int]) -> Tuple[int, ...]:
     """Padding that keeps the size at stride 1 (for even kernels, one row less)."""
-    return tuple(d * (k - 1) // 2 for k, d in zip(kernel_size, dilation))
+    return tuple([d * (k - 1) // 2 for k, d in zip(kernel_size, dilation)])
+
+
+def padding_for(kernel_size: Sequence[int], override: Sequence[int], padding: Sequence[int],
+                dilation: Sequence[int]) -> Tuple[int, ...]:
+    """Padding with which a kernel of another size gives outputs of the size reckoned with.
+
+    Args:
+        kernel_size: Of the caller.
+        override: What takes its place.
+        padding: What the caller meant for ``kernel_size``.
+        dilation: Distance of two taps.
+
+    Raises:
+        ValueError: It would be negative.
+    """
+    widened = tuple([p + w - s for p, w, s in zip(
+        padding, same_padding(override, dilation), same_padding(kernel_size, dilation))])
+    if min(widened) < 0:
+        raise ValueError(f'kernel_size_override={tuple(override)} needs a negative padding in '
+                         f'place of kernel_size={tuple(kernel_size)} with padding='
+                         f'{tuple(padding)}')
+    return widened
 
 
 class ContextLayer(nn.Module):
@@ -57,13 +79,9 @@ class ContextLayer(nn.Module):
         same = same_padding(self.kernel_size, self.dilation)
         self.padding = same if padding is None else per_axis('padding', padding, 2, 0)
         if kernel_size_override is not None:
-            self.kernel_size = per_axis('kernel_size_override', kernel_size_override, 2, 1)
-            widened = same_padding(self.kernel_size, self.dilation)
-            self.padding = tuple(p + w - s for p, w, s in zip(self.padding, widened, same))
-            if min(self.padding) < 0:
-                raise ValueError(f'kernel_size_override={kernel_size_override!r} needs a negative '
-                                 f'padding in place of kernel_size={kernel_size!r} with '
-                                 f'padding={padding!r}')
+            override = per_axis('kernel_size_override', kernel_size_override, 2, 1)
+            self.padding = padding_for(self.kernel_size, override, self.padding, self.dilation)
+            self.kernel_size = override
 
     def check_input(self, x: Tensor) -> None:
         """Raise unless the input is [B, in_channels, H, W]."""

@@ -1,5 +1,5 @@
-"""What the kernel of a continuous convolution depends on: the tensors of its network."""
-from typing import Iterator, Sequence
+"""What the kernel of a continuous convolution depends on, and what is kept of it."""
+from typing import Any, Callable, Iterator, List, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -7,6 +7,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from mmcontext.layers._modules import is_touched
 from mmcontext.ops import native_library
+from mmcontext.ops.tracing import is_capturing
 
 
 def has_values(tensor: Tensor) -> bool:
@@ -14,24 +15,33 @@ def has_values(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, nn.Parameter) and tensor.device.type != 'meta'
 
 
+def _inside(module: nn.Module) -> Iterator[nn.Module]:
+    """The module and all in it, several times faster than ``modules()``."""
+    stack = [module]
+    while stack:
+        one = stack.pop()
+        yield one
+        stack.extend(one._modules.values())
+
+
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:
     """Parameters and buffers, several times faster than asking for them by name.
 
     Finding out that a kernel may be kept has to be cheaper than sampling it.
     """
-    # The copies that DataParallel makes have their parameters elsewhere.
-    parameters = module.__dict__.get('_former_parameters') or module._parameters
-    for tensors in (parameters, module._buffers):
-        for tensor in tensors.values():
+    for one in _inside(module):
+        # The copies that DataParallel makes have their parameters elsewhere.
+        for tensor in (one.__dict__.get('_former_parameters') or one._parameters).values():
             if tensor is not None:
                 yield tensor
-    for child in module._modules.values():
-        yield from tensors_of(child)
+        for tensor in one._buffers.values():
+            if tensor is not None:
+                yield tensor
 
 
 def is_watched(module: nn.Module) -> bool:
     """Whether anybody would notice that a module, or one in it, is not called."""
-    return is_touched(module) or any(map(is_watched, module._modules.values()))
+    return any(map(is_touched, _inside(module)))
 
 
 def divide_weight(linear: nn.Module, divisor: float) -> None:
@@ -57,3 +67,59 @@ def same_values(tensors: Sequence[Tensor], values: Tensor) -> bool:
     if values.device.type == 'cpu' and not native_library.UNAVAILABLE:
         return torch.ops.mmcontext_native.same_values(tensors, values)
     return torch.equal(values_of(tensors), values)
+
+
+class KeptResult:
+    """What was computed from tensors, until the key or the value of one of them is another.
+
+    Values are compared, not version counters: an update through ``.data`` leaves no trace in
+    those, and exponential moving averages are swapped in just so. Copies and pickles are empty.
+    """
+
+    def __init__(self) -> None:
+        self._noted: Optional[tuple] = None
+
+    def __reduce__(self) -> tuple:
+        return KeptResult, ()
+
+    def __bool__(self) -> bool:
+        return self._noted is not None
+
+    def clear(self) -> None:
+        """Forget it."""
+        self._noted = None
+
+    def get(self, key: Any, tensors: Sequence[Tensor], compute: Callable[[], Any]) -> Any:
+        """The result; ``compute`` is called where it is not known."""
+        noted = self._noted
+        if noted is None or noted[0] != key or not same_values(tensors, noted[1]):
+            with torch.no_grad():
+                noted = self._noted = (key, values_of(tensors), compute())
+        return noted[2]
+
+
+class Positions:
+    """Coordinates of taps, kept between calls; copies and pickles are empty.
+
+    A CUDA graph reads those of the last call before it was captured at every replay: they stay
+    alive from then on.
+    """
+
+    def __init__(self) -> None:
+        self._last: Optional[tuple] = None
+        self._captured: List[Tensor] = []
+
+    def __reduce__(self) -> tuple:
+        return Positions, ()
+
+    def get(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
+        """The coordinates; ``make`` is called where they are not known."""
+        last = self._last
+        if last is None or last[0] != key:
+            last = key, make()
+            if not has_values(last[1]):
+                return last[1]
+            self._last = last
+        if is_capturing(last[1]):
+            self._captured.append(last[1])
+        return last[1]

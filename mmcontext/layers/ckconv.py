@@ -1,60 +1,25 @@
 """Convolutions whose kernel is sampled from a network on coordinates."""
-import contextlib
-import math
-from typing import List, Optional, Sequence, Tuple, Type, Union
+from typing import Optional, Sequence, Union
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcontext.layers._kernel_state import (
-    divide_weight,
-    has_values,
-    is_watched,
-    same_values,
-    tensors_of,
-    values_of,
-)
-from mmcontext.layers._modules import as_one_node, has_global_hooks, is_touched
+from mmcontext.layers._geometry import padding_for, same_padding
+from mmcontext.layers._modules import as_one_node
+from mmcontext.layers.continuous_kernel import ContinuousKernel, Window
 from mmcontext.ops.arguments import per_axis
 from mmcontext.ops.fft_conv import convolve
-from mmcontext.ops.tracing import is_compiling, is_symbolic, untraced
+from mmcontext.ops.tracing import is_symbolic
 from mmcontext.registry import MODELS
 
 KernelSize = Union[str, int, Sequence[int]]
-Window = Tuple[Tuple[int, int], ...]
 
-RUN_FIRST = 'run {} once in eval mode before exporting it, which fixes the size of its kernel'
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _ZERO_PAD = {1: nn.ConstantPad1d, 2: nn.ConstantPad2d, 3: nn.ConstantPad3d}
-
-
-def _tap_count(length: int, resolution: float, causal: bool) -> int:
-    """Taps along one axis of a kernel that was trained with ``length`` of them."""
-    if resolution == 1 or length == 1:
-        return length
-    if causal:
-        return math.floor((length - 1) * resolution + 1e-6) + 1
-    return 2 * math.floor((length - 1) / 2 * resolution + 1e-6) + 1
-
-
-def _axis_positions(length: int, resolution: float, causal: bool) -> Tensor:
-    """Coordinates of the taps along one axis.
-
-    They are float32, whatever the layer's dtype: kernels with frequencies in the thousands were
-    trained on the rounded coordinates, and the rounding moves their phase.
-    """
-    options = dict(dtype=torch.float32, device='cpu')
-    if length == 1:
-        return torch.full((1, ), float(causal), **options)
-    if resolution == 1:
-        return torch.linspace(-1, 1, length, **options)
-    step = 2 / (length - 1) / resolution
-    taps = _tap_count(length, resolution, causal)
-    if causal:
-        return 1 - step * torch.arange(taps - 1, -1, -1, **options)
-    return step * torch.arange(-(taps // 2), taps // 2 + 1, **options)
+# What belongs to the kernel, and was the layer's own in version 0.1.
+_MOVED = ('mask_width', 'mask_mean', 'mask_threshold', 'train_length', 'initialized')
 
 
 class CKConvNd(nn.Module):
@@ -145,41 +110,27 @@ class CKConvNd(nn.Module):
             self._override_kernel_size(kernel_size_override)
         self.causal = causal
         self.method = method
-        self.cache = cache
-        self.resolution = resolution
-
-        kernel_channels = (in_channels if self.separable else out_channels * in_channels // groups)
-        kernel_cfg = dict(self._default_kernel, **self._kernel_defaults(), **(kernel_cfg or {}))
-        # The scope, because the caller's default scope may be that of any library.
-        self.kernel_net = MODELS.build(
-            dict(_scope_='mmcontext', dim=self.dim, out_channels=kernel_channels, causal=causal,
-                 **kernel_cfg))
-        # Sampled kernels pass through here, so that a forward hook can get hold of them.
-        self.kernel_tap = nn.Identity()
-        self.bias = nn.Parameter(
-            torch.zeros(in_channels if self.separable else out_channels)) if bias else None
+        shape = (in_channels, 1) if self.separable else (out_channels, in_channels // groups)
+        self.bias = nn.Parameter(torch.zeros(shape[0])) if bias else None
+        self.kernel = self._build_kernel(
+            shape=shape, dim=self.dim, size=self.kernel_size, causal=causal,
+            resolution=resolution, cache=cache,
+            kernel_cfg=dict(self._default_kernel, **(kernel_cfg or {})))
         if self.separable:
             self.channel_mixer = _CONV[self.dim](
                 in_channels, out_channels, 1, groups=groups, bias=bias)
             self._init_mixer(self.channel_mixer.weight)
             if bias:
                 nn.init.zeros_(self.channel_mixer.bias)
-        length = (0, ) * self.dim if self.kernel_size == 'same' else self.kernel_size
-        # Floating-point, because averages of networks are taken of their buffers too, and
-        # integers would be rounded down and flags refused.
-        self.register_buffer('train_length', torch.tensor(length, dtype=torch.float))
-        self.register_buffer('initialized', torch.zeros(1))
-        self._forget()
+
+    def _build_kernel(self, **arguments) -> ContinuousKernel:
+        return ContinuousKernel(**arguments)
 
     @staticmethod
     def _init_mixer(weight: Tensor) -> None:
         nn.init.kaiming_uniform_(weight, nonlinearity='linear')
 
     # -- arguments ---------------------------------------------------------------------------
-
-    def _kernel_defaults(self) -> dict:
-        """Arguments of the kernel network that the layer knows better than the network."""
-        return {}
 
     def _per_axis(self, name: str, value: Union[int, Sequence[int]], least: int) -> tuple:
         return per_axis(f'{name} of {type(self).__name__}', value, self.dim, least)
@@ -194,141 +145,45 @@ class CKConvNd(nn.Module):
     def _override_kernel_size(self, override: KernelSize) -> None:
         override = self._check_kernel_size('kernel_size_override', override)
         if self.padding is not None and self.kernel_size != 'same':
-            spare = [p - d * (k - 1) // 2
-                     for p, d, k in zip(self.padding, self.dilation, self.kernel_size)]
-            if not any(spare):
+            if self.padding == same_padding(self.kernel_size, self.dilation):
                 self.padding = None
             elif override == 'same':
                 raise ValueError(f"kernel_size_override 'same' needs padding that keeps the size, "
                                  f'got {self.padding}')
             else:
-                self.padding = self._per_axis(
-                    'padding', [s + d * (k - 1) // 2
-                                for s, d, k in zip(spare, self.dilation, override)], 0)
+                self.padding = padding_for(self.kernel_size, override, self.padding,
+                                           self.dilation)
         self.kernel_size = override
+
+    # -- what the kernel holds -----------------------------------------------------------------
+
+    @property
+    def kernel_net(self) -> nn.Module:
+        """The network that the kernel is sampled from."""
+        return self.kernel.net
+
+    @property
+    def train_length(self) -> Tensor:
+        """Buffer with the taps per axis; zeros where no input has been seen yet."""
+        return self.kernel.train_length
 
     @property
     def resolution(self) -> float:
-        return self._resolution
+        """Taps per tap of the trained kernel."""
+        return self.kernel.resolution
 
     @resolution.setter
     def resolution(self, value: float) -> None:
-        if not value > 0:
-            raise ValueError(f'resolution must be positive, got {value!r}')
-        self._resolution = float(value)
-        self._known_window = None
+        self.kernel.resolution = value
 
-    # -- state that follows from parameters and buffers ---------------------------------------
+    @property
+    def cache(self) -> bool:
+        """Whether the kernel is kept where that is safe."""
+        return self.kernel.cache
 
-    def _forget(self) -> None:
-        """Drop everything derived from parameters and buffers."""
-        self._length: Optional[Tuple[int, ...]] = None
-        self._known_window: Optional[Window] = None
-        self._kept: Optional[tuple] = None
-        self._positions: Optional[tuple] = None
-
-    def train(self, mode: bool = True) -> 'CKConvNd':
-        if mode:
-            self._kept = None
-        return super().train(mode)
-
-    def _apply(self, *args, **kwargs):
-        self._kept = self._positions = None
-        length = self.train_length
-        super()._apply(*args, **kwargs)
-        if self.train_length.dtype != length.dtype:  # half precision would round it
-            self.train_length = length.to(self.train_length.device)
-        return self
-
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._forget()
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, '_length': None, '_known_window': None, '_kept': None,
-                '_positions': None}
-
-    # -- the kernel --------------------------------------------------------------------------
-
-    @torch.compiler.disable
-    @untraced()
-    def _first_look(self, size: Sequence[int]) -> None:
-        """Fix the kernel's size and rescale the network's output, unless it is done already."""
-        seen = tuple(int(n) if self.causal else int(n) | 1 for n in size)
-        if self.train_length.device.type == 'meta':
-            self._length = seen if self.kernel_size == 'same' else self.kernel_size
-            return
-        if not has_values(self.train_length):
-            raise RuntimeError(RUN_FIRST.format(type(self).__name__))
-        length = tuple(round(n) for n in self.train_length.tolist())
-        if not all(length):
-            length = seen
-            with torch.no_grad():
-                self.train_length.copy_(torch.tensor(length))
-        self._length = length
-        if not self.initialized.item():
-            # As in Chang et al., ICLR 2020: the output's variance must not grow with the kernel.
-            fan_in = math.prod(stop - start for start, stop in self._window())
-            if not self.separable:
-                fan_in *= self.in_channels // self.groups
-            with torch.no_grad():
-                divide_weight(self.kernel_net.output_linear, math.sqrt(fan_in))
-                self.initialized.fill_(1)
-
-    def _taps(self) -> Tuple[int, ...]:
-        """Taps of the whole kernel, per axis."""
-        return tuple(_tap_count(n, self.resolution, self.causal) for n in self._length)
-
-    def _window(self) -> Window:
-        """First and last tap (exclusive) that are sampled, per axis."""
-        return tuple((0, taps) for taps in self._taps())
-
-    def _kernel_inputs(self) -> List[Tensor]:
-        """Every tensor that the sampled kernel is a function of."""
-        return list(tensors_of(self.kernel_net))
-
-    def _grid(self, window: Window, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Positions [M, dim] of the taps inside ``window``, kept between calls."""
-        key = (window, self._length, self.resolution, device, dtype,
-               torch.is_inference_mode_enabled())
-        if self._positions is not None and self._positions[0] == key:
-            return self._positions[1]
-        # A trace holds them as a constant, whether or not they are known from before.
-        with untraced() if torch.jit.is_tracing() else contextlib.nullcontext():
-            axes = [_axis_positions(n, self.resolution, self.causal)[start:stop]
-                    for n, (start, stop) in zip(self._length, window)]
-            grid = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1).flatten(0, -2)
-            grid = grid.to(device, dtype)
-        if has_values(grid):
-            self._positions = (key, grid)
-        return grid
-
-    def _sample(self, window: Window) -> Tensor:
-        """The taps inside ``window``: [out, in / groups, *taps], [in, 1, *taps] if separable."""
-        weight = self._kernel_inputs()[0]
-        # The frequencies need more than half precision, whatever the model runs in.
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        positions = self._grid(window, weight.device, dtype)
-        device_type = 'cpu' if weight.device.type == 'meta' else weight.device.type
-        with torch.autocast(device_type, enabled=False):
-            if weight.dtype == dtype:
-                values = self.kernel_net(positions)
-            else:
-                tensors = dict(self.kernel_net.named_parameters())
-                values = torch.func.functional_call(
-                    self.kernel_net, {name: t.to(dtype) for name, t in tensors.items()},
-                    (positions, ))
-            values = self._weigh(values, positions)
-        if self.resolution != 1:
-            values = values / self.resolution**self.dim
-        shape = (self.in_channels, 1) if self.separable else (
-            self.out_channels, self.in_channels // self.groups)
-        taps = tuple(stop - start for start, stop in window)
-        return values.t().reshape(*shape, *taps)
-
-    def _weigh(self, values: Tensor, positions: Tensor) -> Tensor:
-        """Hook for masks: [M, channels] at positions [M, dim]."""
-        return values
+    @cache.setter
+    def cache(self, value: bool) -> None:
+        self.kernel.cache = value
 
     def sample_kernel(self) -> Tensor:
         """The kernel as it is now, sampled afresh and differentiable.
@@ -340,41 +195,28 @@ class CKConvNd(nn.Module):
         Raises:
             RuntimeError: When the size is 'same' and no input has been seen yet.
         """
-        if self._length is None:
-            if self.kernel_size == 'same' and not self.train_length.all():
-                raise RuntimeError(f"{type(self).__name__} has kernel_size 'same' and has seen no "
-                                   'input yet: run it once')
-            self._first_look(())
-        return self._sample(self._window())
+        return self.kernel.sample()
 
-    def _kernel(self) -> Tuple[Tensor, Window]:
-        """The kernel to use now, and its window; kept between calls where that is safe."""
-        inputs = self._kernel_inputs()
-        recorded = is_compiling() or torch.jit.is_tracing() or not has_values(inputs[0])
-        if (not self.cache or self.training or recorded or has_global_hooks()
-                or is_watched(self.kernel_net) or is_touched(self.kernel_tap)
-                or (torch.is_grad_enabled() and any(t.requires_grad for t in inputs))):
-            window = self._window()
-            return self.kernel_tap(self._sample(window)), window
-        # Values, not version counters: an update through .data leaves no trace in those, and
-        # exponential moving averages are swapped in just so.
-        key = (self._length, self.resolution, inputs[0].device, [t.dtype for t in inputs],
-               torch.is_inference_mode_enabled())
-        if self._kept is None or self._kept[0] != key or not same_values(inputs, self._kept[1]):
-            window = self._window()
-            with torch.no_grad():
-                self._kept = (key, values_of(inputs), self._sample(window), window)
-        return self._kept[2:]
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+        """Take checkpoints of version 0.1 too."""
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            name = key[len(prefix):]
+            if name in _MOVED:
+                state_dict[f'{prefix}kernel.{name}'] = state_dict.pop(key)
+            elif name.startswith('kernel_net.'):
+                name = name[len('kernel_net.'):]
+                state_dict[f'{prefix}kernel.net.{name}'] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     # -- the convolution ---------------------------------------------------------------------
 
     def _pads(self, window: Window) -> Window:
         """(left, right) zeros per axis for the taps inside ``window``; may be negative."""
         pads = []
-        for axis, (taps, (start, stop)) in enumerate(zip(self._taps(), window)):
+        for axis, (taps, (start, stop)) in enumerate(zip(self.kernel.taps(), window)):
             dilation = self.dilation[axis]
             if self.padding is not None:
-                grown = dilation * (taps - self._length[axis])
+                grown = dilation * (taps - self.kernel.length[axis])
                 left = self.padding[axis] + grown // 2
                 right = self.padding[axis] + grown - grown // 2
             elif self.causal:
@@ -391,9 +233,9 @@ class CKConvNd(nn.Module):
         if x.dim() != self.dim + 2 or x.shape[1] != self.in_channels:
             raise ValueError(f'{type(self).__name__} takes [B, {self.in_channels}] and {self.dim} '
                              f'spatial axes, got shape {tuple(x.shape)}')
-        if self._length is None:
-            self._first_look(x.shape[2:])
-        kernel, window = self._kernel()
+        if self.kernel.length is None:
+            self.kernel.look(x.shape[2:])
+        kernel, window = self.kernel.current()
         pads = self._pads(window)
         if min(min(pair) for pair in pads) < 0:
             # Taps that were cropped away would only have met these margins.
@@ -409,13 +251,13 @@ class CKConvNd(nn.Module):
 
         For deployment: any exporter and compiler takes it. The kernel is that of now.
         """
-        kernel = self.sample_kernel()
-        pads = self._pads(self._window())
+        kernel = self.kernel.sample()
+        pads = self._pads(self.kernel.window())
         groups = self.in_channels if self.separable else self.groups
         conv = _CONV[self.dim](
             self.in_channels, kernel.shape[0], kernel.shape[2:], self.stride,
             dilation=self.dilation, groups=groups, bias=self.bias is not None)
-        conv.to(self._kernel_inputs()[0])
+        conv.to(self.kernel.inputs()[0])
         conv.weight.copy_(kernel)
         if self.bias is not None:
             conv.bias.copy_(self.bias)
@@ -427,27 +269,6 @@ class CKConvNd(nn.Module):
         return (f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, '
                 f'stride={self.stride}, padding={self.padding}, dilation={self.dilation}, '
                 f'groups={self.groups}, causal={self.causal}')
-
-
-def specialise(base: Type[CKConvNd], prefix: str, summary: str) -> List[Type[CKConvNd]]:
-    """The registered classes of a family: full and separable, for 1, 2 and 3 axes.
-
-    Args:
-        base (type): Class with the arithmetic for any ``dim`` and ``separable``.
-        prefix (str): Name of the family, e.g. 'CKConv' for CKConv1d .. SeparableCKConv3d.
-        summary (str): First line of the docstrings.
-    """
-    classes = []
-    for separable in (False, True):
-        for dim in (1, 2, 3):
-            name = f'{"Separable" * separable}{prefix}{dim}d'
-            kind = 'Depth-wise separable' if separable else 'Full'
-            namespace = dict(
-                dim=dim, separable=separable, __module__=base.__module__,
-                __doc__=f'{kind} {summary} over {dim} ax{"i" if dim == 1 else "e"}s; see '
-                        f':class:`{base.__name__}` for the arguments.')
-            classes.append(MODELS.register_module()(type(name, (base, ), namespace)))
-    return classes
 
 
 def set_resolution(model: nn.Module, resolution: float) -> nn.Module:
@@ -485,5 +306,50 @@ def freeze_kernels(model: nn.Module) -> nn.Module:
     return model
 
 
-(CKConv1d, CKConv2d, CKConv3d, SeparableCKConv1d, SeparableCKConv2d,
- SeparableCKConv3d) = specialise(CKConvNd, 'CKConv', 'continuous kernel convolution')
+
+@MODELS.register_module()
+class CKConv1d(CKConvNd):
+    """Full continuous kernel convolution over 1 axis; see :class:`CKConvNd`."""
+
+    dim = 1
+    separable = False
+
+
+@MODELS.register_module()
+class CKConv2d(CKConvNd):
+    """Full continuous kernel convolution over 2 axes; see :class:`CKConvNd`."""
+
+    dim = 2
+    separable = False
+
+
+@MODELS.register_module()
+class CKConv3d(CKConvNd):
+    """Full continuous kernel convolution over 3 axes; see :class:`CKConvNd`."""
+
+    dim = 3
+    separable = False
+
+
+@MODELS.register_module()
+class SeparableCKConv1d(CKConvNd):
+    """Depth-wise separable continuous kernel convolution over 1 axis; see :class:`CKConvNd`."""
+
+    dim = 1
+    separable = True
+
+
+@MODELS.register_module()
+class SeparableCKConv2d(CKConvNd):
+    """Depth-wise separable continuous kernel convolution over 2 axes; see :class:`CKConvNd`."""
+
+    dim = 2
+    separable = True
+
+
+@MODELS.register_module()
+class SeparableCKConv3d(CKConvNd):
+    """Depth-wise separable continuous kernel convolution over 3 axes; see :class:`CKConvNd`."""
+
+    dim = 3
+    separable = True

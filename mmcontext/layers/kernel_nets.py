@@ -4,12 +4,14 @@ Every network maps positions [M, dim] in [-1, 1]^dim to values [M, out_channels]
 linear layer ``output_linear``, which continuous convolutions rescale once to the kernel's size.
 """
 import math
+from typing import Sequence
 
 import torch
 import torch.nn as nn
 from mmcv.cnn import build_activation_layer
 from torch import Tensor
 
+from mmcontext.layers._modules import is_plain
 from mmcontext.registry import MODELS
 
 
@@ -72,8 +74,23 @@ class KernelNet(nn.Module):
         """[M, dim] to [M, out_channels]."""
         return self.output_linear(self.features(positions))
 
+    def by_channel(self, positions: Tensor) -> Tensor:
+        """What ``forward`` gives, [out_channels, M]: each channel's values in one piece."""
+        linear = self.output_linear
+        if not is_plain(linear, nn.Linear):
+            return self(positions).t()
+        features = self.features(positions).t()
+        if linear.bias is None:
+            return linear.weight @ features
+        return torch.addmm(linear.bias[:, None], linear.weight, features)
+
     def extra_repr(self) -> str:
         return f'dim={self.dim}, omega_0={self.omega_0:g}, init_box={self.init_box:g}'
+
+
+def _joined(filters: Sequence[nn.Module], name: str) -> Tensor:
+    """The parameters of that name, one filter after the other."""
+    return torch.cat([getattr(one, name) for one in filters])
 
 
 class SineFilter(nn.Module):
@@ -90,6 +107,15 @@ class SineFilter(nn.Module):
 
     def forward(self, positions: Tensor) -> Tensor:
         return torch.sin(self.linear(positions))
+
+    @classmethod
+    def together(cls, filters: Sequence['SineFilter'], positions: Tensor) -> Tensor:
+        """Values of all filters at once, [M, filters * hidden_channels]."""
+        linears = [one.linear for one in filters]
+        weight = _joined(linears, 'weight').t()
+        if linears[0].bias is None:
+            return torch.sin(positions @ weight)
+        return torch.sin(torch.addmm(_joined(linears, 'bias'), positions, weight))
 
 
 class GaborFilter(SineFilter):
@@ -121,6 +147,12 @@ class GaborFilter(SineFilter):
     def forward(self, positions: Tensor) -> Tensor:
         offset = self.gamma * (positions[:, None] - self.mu)
         return torch.exp(-0.5 * offset.square().sum(-1)) * super().forward(positions)
+
+    @classmethod
+    def together(cls, filters: Sequence['GaborFilter'], positions: Tensor) -> Tensor:
+        """Values of all filters at once, [M, filters * hidden_channels]."""
+        offset = _joined(filters, 'gamma') * (positions[:, None] - _joined(filters, 'mu'))
+        return torch.exp(-0.5 * offset.square().sum(-1)) * super().together(filters, positions)
 
 
 class FourierFeatures(nn.Module):
@@ -161,10 +193,19 @@ class _MultiplicativeFilterNet(KernelNet):
             if linear.bias is not None:
                 nn.init.ones_(linear.bias)
 
+    def _filtered(self, positions: Tensor) -> Sequence[Tensor]:
+        """Values [M, hidden_channels] of every filter, in few operators where they are alike."""
+        filters = list(self.filters)
+        kind = type(filters[0])
+        if kind in (SineFilter, GaborFilter) and all(
+                [is_plain(one, kind) and is_plain(one.linear, nn.Linear) for one in filters]):
+            return kind.together(filters, positions).split(self.hidden_channels, dim=1)
+        return [one(positions) for one in filters]
+
     def features(self, positions: Tensor) -> Tensor:
-        out = self.filters[0](positions)
-        for kernel_filter, linear in zip(self.filters[1:], self.linears):
-            out = kernel_filter(positions) * linear(out)
+        out, *others = self._filtered(positions)
+        for values, linear in zip(others, self.linears):
+            out = values * linear(out)
         return out
 
 

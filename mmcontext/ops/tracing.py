@@ -7,6 +7,7 @@ import contextlib
 from typing import Any, Iterator, Optional
 
 import torch
+from torch import Tensor
 from torch.fx import Proxy
 
 # torch.compiler has them from 2.2 on; dynamo had its own before.
@@ -38,6 +39,13 @@ def is_exporting() -> bool:
 def is_recording() -> bool:
     """Whether a graph is being recorded for use outside eager mode: exported or jit-traced."""
     return torch.jit.is_tracing() or is_exporting()
+
+
+def is_capturing(tensor: Tensor) -> bool:
+    """Whether work on a tensor goes into a CUDA graph, during which nothing can be read from it
+    and what is allocated belongs to the graph."""
+    return (not is_compiling() and tensor.is_cuda
+            and torch.cuda.is_current_stream_capturing())
 
 
 def is_transformed() -> bool:

@@ -82,4 +82,4 @@ def mask_widths(run: str) -> Tuple[List[int], Tensor, List[str]]:
     if not names:
         raise UserError(f'the checkpoints of {run} have no FlexConv, whose masks could grow')
     return epochs, torch.tensor(widths), [
-        key.replace('backbone.', '').replace('.mask_width', '') for key in names]
+        re.sub(r'backbone\.|(\.kernel)?\.mask_width$', '', key) for key in names]

@@ -99,7 +99,7 @@ def test_loads_strictly(dim, net):
     model = model_for(dim, net)
     model.load_state_dict(convert_ccnn(state), strict=True)
     conv = model.backbone.blocks[1].conv1
-    assert conv.train_length.tolist() == [9] * dim and conv.initialized.item()
+    assert conv.train_length.tolist() == [9] * dim and conv.kernel.initialized.item()
     assert torch.equal(conv.mask_width, state['blocks.1.conv1.mask_width_param'])
     assert torch.equal(conv.kernel_net.output_linear.weight,
                        state['blocks.1.conv1.Kernel.output_linear.weight'].flatten(1))
@@ -125,7 +125,7 @@ def test_flag_missing_in_old_versions_is_set():
     state = {k: v for k, v in authors_checkpoint(1).items() if not k.endswith('initialized')}
     model = model_for(1)
     model.load_state_dict(convert_ccnn(state), strict=True)
-    assert model.backbone.conv1.initialized.item()
+    assert model.backbone.conv1.kernel.initialized.item()
 
 
 def test_lightning_checkpoint(tmp_path):

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from mmcontext.engine.hooks import CudaGraphHook, cuda_graph_hook
 from mmcontext.engine.hooks.cuda_graph_hook import GraphedForward
+from mmcontext.layers import CKConv2d, SeparableFlexConv2d
 
 
 class Net(BaseModel):
@@ -65,6 +66,24 @@ def test_tensors_that_no_graph_can_serve(monkeypatch):
     forward = GraphedForward(net, 4, 3)
     for _ in range(3):
         torch.testing.assert_close(forward(x), net(x))
+
+
+def test_kernels_that_grow_get_new_graphs(on_cpu):
+    net = nn.Sequential(SeparableFlexConv2d(3, 4, 33, bias=False), CKConv2d(4, 4, 'same'))
+    forward, x = GraphedForward(net, 4, 3), torch.randn(1, 3, 8, 8)
+    for _ in range(4):
+        forward(x)
+    # The first call fixes the sizes, the second is the first with them.
+    assert on_cpu == [[8, 2]]
+    with torch.no_grad():
+        net[0].mask_width.add_(1e-6)
+    forward(x)
+    assert on_cpu == [[8, 3]]
+    with torch.no_grad():
+        net[0].mask_width.mul_(3)
+    for _ in range(2):
+        torch.testing.assert_close(forward(x), net(x))
+    assert len(on_cpu) == 2
 
 
 def test_wrong_parts_and_accumulated_gradients(tmp_path):

@@ -40,7 +40,7 @@ def by_hand(net):
     total = sum(layer.sample_kernel().double().square().sum().sqrt()
                 for layer in (net.first, net.second))
     return total + sum(p.double().square().sum().sqrt() for name, p in net.named_parameters()
-                       if 'kernel_net' not in name)
+                       if 'kernel.net' not in name)
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_frozen_layer_counts_its_kernel_and_no_parameters(x):
     hook.watch(net)
     net(x, mode='loss')
     loss = net(x, mode='loss')['loss_kernel_penalty']
-    frozen = [p for n, p in net.first.named_parameters() if 'kernel_net' not in n]
+    frozen = [p for n, p in net.first.named_parameters() if 'kernel.net' not in n]
     expected = by_hand(net) - sum(p.double().norm() for p in frozen)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 

@@ -268,10 +268,11 @@ def cached(request, monkeypatch):
 
 def counted(layer, x):
     """Output, and how often the kernel was sampled for it."""
-    calls, sample_kernel = [], layer._sample
-    layer._sample = lambda window: calls.append(1) or sample_kernel(window)
+    kernel = layer.kernel
+    calls, weigh = [], kernel._weigh
+    kernel._weigh = lambda *args: calls.append(1) or weigh(*args)
     y = layer(x)
-    del layer._sample
+    del kernel._weigh
     return y, len(calls)
 
 
@@ -396,9 +397,9 @@ def test_changed_mask_is_noticed():
 @torch.no_grad()
 def test_changed_size_is_noticed(cached):
     layer, x = cached
-    layer.load_state_dict(dict(layer.state_dict(), train_length=torch.tensor([13])))
+    layer.load_state_dict({**layer.state_dict(), 'kernel.train_length': torch.tensor([13])})
     y = layer(x)
-    assert layer._length == (13, ) and torch.equal(y, fresh_output(layer, x))
+    assert layer.kernel.length == (13, ) and torch.equal(y, fresh_output(layer, x))
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
@@ -422,7 +423,7 @@ def test_changed_device_is_noticed(cached):
         for p in layer.parameters():
             nn.init.normal_(p)
         nn.init.constant_(layer.train_length, 9)
-        nn.init.constant_(layer.initialized, True)
+        nn.init.constant_(layer.kernel.initialized, True)
         for name, value in (('mask_mean', 0.), ('mask_threshold', 0.1), ('mask_width', 0.2)):
             if hasattr(layer, name):
                 nn.init.constant_(getattr(layer, name), value)
@@ -467,7 +468,7 @@ def test_cache_stays_out_of_copies_and_checkpoints(cached):
     layer, x = cached
     y = layer(x)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert other._kept is None and torch.equal(other(x), y)
+        assert not other.kernel._kept and torch.equal(other(x), y)
     file = io.BytesIO()
     torch.save(layer.state_dict(), file)
     assert not any('kept' in key for key in layer.state_dict())
@@ -502,7 +503,7 @@ def test_override_keeps_the_output_size(padding, expected):
     layer = build('CKConv', 2, 4, 4, 3, padding=padding, kernel_size_override=9)
     x = sample(2).repeat(1, 1, 2, 2)
     assert layer(x).shape == plain(x.float()).shape
-    assert layer._pads(layer._window()) == tuple((n, n) for n in expected)
+    assert layer._pads(layer.kernel.window()) == tuple((n, n) for n in expected)
 
 
 @pytest.mark.parametrize('family', FAMILIES)

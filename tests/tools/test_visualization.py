@@ -5,6 +5,7 @@ import pytest
 import torch
 from common import load_tool
 
+from mmcontext.layers.continuous_kernel import ContinuousKernel
 from mmcontext.utils.errors import UserError
 from mmcontext.visualization.networks import (
     find_config,
@@ -35,8 +36,8 @@ def networks(tmp_path_factory):
         from mmcontext.engine.flops import build_model
         model = build_model(cfg)
         for module in model.modules():
-            if hasattr(module, 'train_length'):
-                module._first_look((32, 32))
+            if isinstance(module, ContinuousKernel):
+                module.look((32, 32))
         paths[name] = folder / name / 'epoch_1.pth'
         paths[name].parent.mkdir()
         torch.save({'state_dict': model.state_dict(), 'meta': {'cfg': cfg.pretty_text}},

@@ -14,7 +14,7 @@ from typing import Callable, List, Tuple
 import torch
 from torch import nn
 
-from mmcontext.layers.ckconv import CKConvNd
+from mmcontext.layers.continuous_kernel import ContinuousKernel
 from mmcontext.models.backbones import CCNN, CKResNet
 
 
@@ -36,12 +36,12 @@ NETWORKS = {
 }
 
 
-def set_cache(net: nn.Module, on: bool) -> List[CKConvNd]:
-    """Switch the cache of every continuous layer; returns them."""
-    layers = [m for m in net.modules() if isinstance(m, CKConvNd)]
-    for layer in layers:
-        layer.cache = on
-    return layers
+def set_cache(net: nn.Module, on: bool) -> List[ContinuousKernel]:
+    """Switch the cache of every continuous kernel; returns them."""
+    kernels = [m for m in net.modules() if isinstance(m, ContinuousKernel)]
+    for kernel in kernels:
+        kernel.cache = on
+    return kernels
 
 
 def milliseconds(run: Callable[[], object], device: str) -> float:
@@ -85,12 +85,12 @@ def main() -> None:
         net = make().to(args.device).eval()
         for batch in args.batches:
             x = torch.randn(batch, *shape, device=args.device)
-            layers = set_cache(net, True)
+            found = set_cache(net, True)
             kept_y = net(x)[0]
             set_cache(net, False)
             torch.testing.assert_close(net(x)[0], kept_y)
             kept, sampled, ratio = compare(lambda: net(x), net, args.device, args.repeats)
-            kernels = compare(lambda: [m._kernel() for m in layers], net, args.device,
+            kernels = compare(lambda: [kernel.current() for kernel in found], net, args.device,
                               args.repeats)[2]
             print(f'| {name} | {batch} | {kept:.1f} | {sampled:.1f} | {ratio:.2f} | '
                   f'{kernels:.1f} |', flush=True)

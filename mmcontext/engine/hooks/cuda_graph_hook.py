@@ -5,6 +5,8 @@ import torch
 from mmengine.hooks import Hook
 from torch import Tensor, nn
 
+from mmcontext.layers.continuous_kernel import ContinuousKernel
+from mmcontext.layers.flexconv import refresh_windows
 from mmcontext.registry import HOOKS
 from mmcontext.utils.dist import unwrapped_model
 
@@ -50,6 +52,9 @@ def capture(module: nn.Module, forward: Callable, x: Tensor, warmup: int) -> Cal
 class GraphedForward:
     """Takes the place of a module's forward: graphs in training, itself otherwise.
 
+    A graph holds the sizes of kernels that learn them: when one changes, all graphs are captured
+    anew.
+
     Args:
         module: The module.
         most: Sizes of inputs that get a graph, the first that come twice; others stay eager.
@@ -61,6 +66,8 @@ class GraphedForward:
         self._most, self._warmup = most, warmup
         self._seen: Dict[Tuple, int] = {}
         self._graphs: Dict[Tuple, Callable] = {}
+        self._kernels = [m for m in module.modules() if isinstance(m, ContinuousKernel)]
+        self._windows: Tuple = ()
 
     def _eligible(self, x: Tensor, others: tuple, named: dict) -> bool:
         return (not others and not named and type(x) is Tensor and x.is_cuda
@@ -69,6 +76,11 @@ class GraphedForward:
     def __call__(self, x: Tensor, *others, **named):
         if not self._eligible(x, others, named):
             return self._forward(x, *others, **named)
+        windows = refresh_windows(self._kernels)
+        if windows != self._windows:
+            self._windows = windows
+            self._graphs.clear()
+            self._seen.clear()
         key = (x.shape, x.stride(), x.dtype, torch.is_autocast_enabled(),
                torch.get_autocast_gpu_dtype())
         graph = self._graphs.get(key)

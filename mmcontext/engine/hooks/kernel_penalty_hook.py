@@ -5,7 +5,7 @@ import torch
 from mmengine.hooks import Hook
 from torch import Tensor, nn
 
-from mmcontext.layers.ckconv import CKConvNd
+from mmcontext.layers.continuous_kernel import ContinuousKernel
 from mmcontext.layers.pointconv import PointCKConv
 from mmcontext.registry import HOOKS
 from mmcontext.utils.dist import unwrapped_model
@@ -21,11 +21,10 @@ def kernel_penalty(model: nn.Module, kernels: List[Tensor]) -> Tensor:
     Returns:
         Tensor: The sum, float32 at least.
     """
-    inside = {
-        id(parameter)
-        for module in model.modules() if isinstance(module, (CKConvNd, PointCKConv))
-        for parameter in module.kernel_net.parameters()
-    }
+    networks = [module.net if isinstance(module, ContinuousKernel) else module.kernel_net
+                for module in model.modules()
+                if isinstance(module, (ContinuousKernel, PointCKConv))]
+    inside = {id(parameter) for network in networks for parameter in network.parameters()}
     tensors = [p for p in model.parameters() if p.requires_grad and id(p) not in inside]
     norms = [torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32))
              for t in tensors + kernels]
@@ -52,11 +51,11 @@ class KernelPenaltyHook(Hook):
             raise ValueError(f'weight must not be negative, got {weight!r}')
         self.weight = weight
         self._handles: list = []
-        self._layers: List[CKConvNd] = []
+        self._sources: List[ContinuousKernel] = []
         self._kernels: List[Tensor] = []
 
     def before_train(self, runner) -> None:
-        """Watch the model and its continuous layers."""
+        """Watch the model and its continuous kernels."""
         model = unwrapped_model(runner)
         self.watch(model)
 
@@ -69,9 +68,8 @@ class KernelPenaltyHook(Hook):
         self.release()
         if not self.weight:
             return
-        self._layers = [m for m in model.modules() if isinstance(m, CKConvNd)]
-        self._handles = [layer.kernel_tap.register_forward_hook(self._collect)
-                         for layer in self._layers]
+        self._sources = [m for m in model.modules() if isinstance(m, ContinuousKernel)]
+        self._handles = [source.register_forward_hook(self._collect) for source in self._sources]
         self._handles.append(model.register_forward_pre_hook(self._start))
         self._handles.append(model.register_forward_hook(self._add))
 
@@ -79,22 +77,22 @@ class KernelPenaltyHook(Hook):
         """Detach from the model."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._layers, self._kernels = [], [], []
+        self._handles, self._sources, self._kernels = [], [], []
 
     def _start(self, model: nn.Module, args: tuple) -> None:
         self._kernels = []
 
-    def _collect(self, tap: nn.Module, args: tuple, kernel: Tensor) -> None:
+    def _collect(self, source: nn.Module, args: tuple, kernel: Tensor) -> None:
         self._kernels.append(kernel)
 
     def _add(self, model: nn.Module, args: tuple, losses):
         if not (model.training and isinstance(losses, dict)):
             return None
         kernels, self._kernels = self._kernels, []
-        if len(kernels) != len(self._layers) or not all(k.requires_grad for k in kernels):
+        if len(kernels) != len(self._sources) or not all(k.requires_grad for k in kernels):
             # Recomputed blocks run without gradients at first, frozen layers keep their kernel,
             # and shared layers run twice.
-            kernels = [layer.sample_kernel() for layer in self._layers]
+            kernels = [source.sample() for source in self._sources]
         with torch.autocast(kernels[0].device.type if kernels else 'cpu', enabled=False):
             penalty = self.weight * kernel_penalty(model, kernels)
         return {**losses, 'loss_kernel_penalty': penalty}

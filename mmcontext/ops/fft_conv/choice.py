@@ -14,9 +14,10 @@ from typing import Callable, Dict, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
+from mmcontext.ops.arguments import remembered
 from mmcontext.ops.fft_conv.functional import direct_conv_impl, fft_conv_impl
 from mmcontext.ops.fft_conv.geometry import ConvGeometry, IntOrTuple, Padding, conv_geometry
-from mmcontext.ops.tracing import in_torch_func, is_compiling, is_recording
+from mmcontext.ops.tracing import in_torch_func, is_capturing, is_compiling, is_recording
 
 METHOD_VARIABLE = 'MMCONTEXT_CONV_METHOD'
 _METHODS = ('auto', 'model', 'fft', 'direct')
@@ -27,10 +28,12 @@ _IMPLEMENTATIONS = {'fft': fft_conv_impl, 'direct': direct_conv_impl}
 # gradients (torch's depth-wise gradients are an order of magnitude slower than its forward on
 # CPU); per element and doubling of a transform; per product of spectra, depth-wise and full.
 # They only have to be right relative to each other. Those of the CPU are from
-# tools/benchmarks/bench_fft_conv.py, those of CUDA are estimates.
+# tools/benchmarks/bench_fft_conv.py. Of CUDA, the transforms' is from a profile of a CKResNet-50
+# step on an H200 (with the copies, casts and products around them, 9 ms for 9e7 points), and the
+# others are estimates: a depth-wise kernel loads two operands a multiply-add from its cache.
 _COSTS = {
     'cpu': dict(direct=(0.06, 0.2), direct_grad=(1.5, 0.6), transform=0.8, product=(1., 10.)),
-    'cuda': dict(direct=(4e-4, 4e-5), direct_grad=(1.2e-3, 1.2e-4), transform=2e-4,
+    'cuda': dict(direct=(4e-4, 4e-5), direct_grad=(1.2e-3, 1.2e-4), transform=1.5e-3,
                  product=(1e-3, 1e-3)),
 }
 # The backward of a product is two products.
@@ -80,7 +83,7 @@ def _no_trial_reason(x: Tensor) -> Optional[str]:
         return 'torch.func is transforming'
     if torch.are_deterministic_algorithms_enabled():
         return 'deterministic algorithms are enabled'
-    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+    if is_capturing(x):
         return 'a CUDA graph is being captured'
     return None
 
@@ -104,6 +107,10 @@ def predict_seconds(batch: int, channels: int, out_channels: int, geometry: Conv
     fft = (transforms * points * math.log2(max(points, 2)) * cost['transform']
            + planes * points / 2 * cost['product'][full])
     return {'fft': fft * (_FFT_GRAD if grad else 1) * 1e-9, 'direct': direct * 1e-9}
+
+
+# A layer asks for the same at every step.
+_predicted = remembered(predict_seconds)
 
 
 def _side_bucket(n: int) -> int:
@@ -175,8 +182,8 @@ def choose_method(x: Tensor, weight: Tensor, geometry: ConvGeometry,
         return MethodChoice(policy, f'forced by {source}')
     if is_recording():
         return MethodChoice('direct', 'a graph is being exported, and other runtimes have no FFT')
-    predicted = predict_seconds(x.shape[0], x.shape[1], weight.shape[0], geometry, x.device.type,
-                                _wants_grad(x, weight))
+    predicted = _predicted(x.shape[0], x.shape[1], weight.shape[0], geometry, x.device.type,
+                           _wants_grad(x, weight))
     obstacle = _no_trial_reason(x)
     if policy == 'model' or obstacle or x.numel() == 0:
         why = obstacle or 'x is empty'

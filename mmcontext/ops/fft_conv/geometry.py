@@ -8,7 +8,7 @@ from typing import NamedTuple, Optional, Sequence, Tuple, Union
 
 from torch import Tensor
 
-from mmcontext.ops.arguments import per_axis
+from mmcontext.ops.arguments import per_axis, remembered
 
 IntOrTuple = Union[int, Sequence[int]]
 Padding = Union[str, int, Sequence[int], Sequence[Sequence[int]]]
@@ -136,16 +136,24 @@ def conv_geometry(x: Tensor,
             raise TypeError(f'{name} must be real floating point, got {tensor.dtype}')
     if x.device != weight.device:
         raise ValueError(f'weight must be on the device of x, {x.device}, got {weight.device}')
-    channels, out_channels = x.shape[1], weight.shape[0]
+    if bias is not None and tuple(bias.shape) != (weight.shape[0], ):
+        raise ValueError(f'bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}')
+    return _geometry(tuple(x.shape), tuple(weight.shape), stride, padding, dilation, groups)
+
+
+@remembered
+def _geometry(x_shape: Tuple[int, ...], weight_shape: Tuple[int, ...], stride: IntOrTuple,
+              padding: Padding, dilation: IntOrTuple, groups: int) -> ConvGeometry:
+    """:func:`conv_geometry` of shapes."""
+    dim = len(x_shape) - 2
+    channels, out_channels = x_shape[1], weight_shape[0]
     if groups < 1 or channels % groups or out_channels % groups:
         raise ValueError(f'groups must divide the {channels} channels of x and the '
                          f'{out_channels} of the output, got {groups}')
-    if weight.shape[1] != channels // groups:
+    if weight_shape[1] != channels // groups:
         raise ValueError(f'weight must be [O, {channels // groups}, *kernel] for {channels} '
-                         f'channels in {groups} groups, got shape {tuple(weight.shape)}')
-    if bias is not None and tuple(bias.shape) != (out_channels, ):
-        raise ValueError(f'bias must have shape ({out_channels},), got {tuple(bias.shape)}')
-    size, kernel = tuple(x.shape[2:]), tuple(weight.shape[2:])
+                         f'channels in {groups} groups, got shape {weight_shape}')
+    size, kernel = x_shape[2:], weight_shape[2:]
     stride = per_axis('stride', stride, dim, 1)
     dilation = per_axis('dilation', dilation, dim, 1)
     extent = tuple([d * (k - 1) + 1 for d, k in zip(dilation, kernel)])

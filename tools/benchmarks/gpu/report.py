@@ -141,6 +141,8 @@ def _longest(state: dict) -> str:
 _SECTIONS = (
     ('operators', 'Aggregation: GPU us, forward / gradient of x / gradient of w', _operators),
     ('correctness', 'Correctness: largest error over the largest value', _correctness),
+    ('agreement', 'A training step by the kernels against torch: relative distances',
+     _plain('agreement')),
     ('norms', 'Batch norm, residual and activation in training: GPU us forward / backward',
      _plain('norms')),
     ('host', 'Host time of a call', _host),
@@ -156,6 +158,8 @@ _SECTIONS = (
      _plain('graphs')),
     ('grouped', 'Grouped convolutions: GPU us forward / gradient of x / of the weight, batch 64',
      _grouped),
+    ('continuous', 'Depth-wise convolutions of CKResNet-50: GPU us, bf16, batch 64 (channels, K, '
+     'stride, size)', _plain('continuous')),
     ('detection', 'Detectors and segmentors, batch 2, fp16 AMP, milliseconds a step',
      _plain('detection')),
     ('digits', 'Training and test scripts', _plain('digits')),

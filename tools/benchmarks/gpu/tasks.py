@@ -36,6 +36,7 @@ def _sanitizer(tool: str) -> Tuple[str, ...]:
 # (a) to (c) decide about the kernels and fit in four minutes; the rest is about networks.
 TASKS = (
     Task('correctness', 'a', 'gpu.correctness:main', 50),
+    Task('agreement', 'a', 'gpu.agreement:main', 45, needs=_NETWORKS),
     Task('operators', 'b', 'gpu.operators:main', 60),
     Task('norms', 'b', 'gpu.norms:main', 25),
     Task('host', 'b', 'gpu.steps:host', 30),
@@ -49,6 +50,7 @@ TASKS = (
     Task('profiles', 'd', 'gpu.profiles:main', 60, 20, _NETWORKS),
     Task('graphs', 'd', 'gpu.graphs:main', 60, 20, _NETWORKS),
     Task('grouped', 'e', 'gpu.grouped:main', 40),
+    Task('continuous', 'e', 'gpu.continuous:main', 25),
     Task('detection', 'f', 'gpu.detection:main', 90, 20, (*_NETWORKS, 'mmdet')),
     Task('segmentation', 'f', 'gpu.detection:segmentor', 30, 15, (*_NETWORKS, 'mmseg')),
     Task('triton_operators', 'b', 'gpu.operators:triton', 60),

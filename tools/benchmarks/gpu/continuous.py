@@ -1,0 +1,72 @@
+"""(e) CKResNet-50's depth-wise convolutions: by FFT, and directly in either layout."""
+import argparse
+from typing import Callable, Dict, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpu.record import Record
+from gpu.timing import Device
+from mmcontext.ops import direct_conv, explain_method, fft_conv
+
+
+class Geometry(NamedTuple):
+    """A depth-wise convolution with padding that keeps the size at stride 1."""
+    channels: int
+    kernel: int
+    stride: int
+    size: int
+
+
+# As the stages begin, and kernels that have grown.
+GEOMETRIES = [Geometry(*values) for values in (
+    (64, 5, 1, 56), (128, 5, 2, 56), (128, 5, 1, 28), (256, 5, 1, 14), (512, 5, 1, 7),
+    (64, 9, 1, 56), (64, 17, 1, 56), (64, 33, 1, 56), (256, 17, 1, 14))]
+_TINY = [Geometry(8, 5, 2, 12)]
+_TOLERANCE = 2e-2
+
+Way = Callable[[Tensor, Tensor, Geometry], Tensor]
+
+
+def _layout_kept(x: Tensor, weight: Tensor, of: Geometry) -> Tensor:
+    return F.conv2d(x, weight, None, of.stride, of.kernel // 2, 1, of.channels)
+
+
+WAYS: Dict[str, Way] = {
+    'FFT': lambda x, weight, of: fft_conv(x, weight, None, of.stride, of.kernel // 2,
+                                          groups=of.channels),
+    'direct': lambda x, weight, of: direct_conv(x, weight, None, of.stride, of.kernel // 2,
+                                                groups=of.channels),
+    'direct, NHWC': _layout_kept,
+}
+
+
+def main(record: Record, options: argparse.Namespace) -> None:
+    """GPU microseconds forward and forward + backward of channels-last maps, batch 64, bf16."""
+    clocks = Device(options.device)
+    batch = 2 if options.dry_run else 64
+    for of in _TINY if options.dry_run else GEOMETRIES:
+        torch.manual_seed(0)
+        x = torch.randn(batch, of.channels, of.size, of.size, device=options.device,
+                        dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+        weight = torch.randn(of.channels, 1, of.kernel, of.kernel, device=options.device,
+                             dtype=x.dtype)
+        expected = _layout_kept(x.float(), weight.float(), of)
+        x.requires_grad_(), weight.requires_grad_()
+        chosen = explain_method(x, weight, of.stride, of.kernel // 2, groups=of.channels).method
+        for name, way in WAYS.items():
+            with record.attempt(f'{name}, {tuple(of)}'):
+                y = way(x, weight, of)
+                error = ((y - expected).abs().max() / expected.abs().max()).item()
+                if error > _TOLERANCE:
+                    record.fail(f'{name}, {tuple(of)}', f'error {error:.1e}')
+                    continue
+                grad = torch.randn_like(y)
+                steps = {'forward': lambda: way(x.detach(), weight.detach(), of),
+                         'both': lambda: torch.autograd.grad(way(x, weight, of), (x, weight),
+                                                             grad)}
+                times = {f'{mode}_us': round(clocks.gpu_us(step, 10), 1)
+                         for mode, step in steps.items()}
+                record.row('continuous', geometry=str(tuple(of)), way=name, **times,
+                           model_chooses=chosen)
