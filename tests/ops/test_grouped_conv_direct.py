@@ -158,7 +158,8 @@ def test_every_geometry_of_the_networks_is_planned():
     for channels, outputs, groups, kernel in (
             (4, 1, 16, 9), (8, 2, 8, 7), (16, 4, 4, 5), (16, 8, 8, 7), (32, 8, 4, 5),
             (4, 1, 32, 3), (4, 1, 32, 5), (4, 1, 32, 7), (4, 1, 32, 9), (8, 2, 32, 3),
-            (4, 1, 64, 5), (4, 2, 64, 7), (16, 8, 32, 3), (8, 4, 64, 5), (32, 32, 32, 3), (12, 12, 8, 3)):
+            (4, 1, 64, 5), (4, 2, 64, 7), (16, 8, 32, 3), (8, 4, 64, 5), (32, 32, 32, 3),
+            (12, 12, 8, 3)):
         for stride in (1, 2):
             geometry = (channels, outputs, groups, kernel, stride)
             assert not torch.ops.mmcontext_native.grouped_conv_refusal(*geometry), geometry
