@@ -10,13 +10,13 @@ from torch.fx import Proxy
 from torch.nn.modules import module as _module
 
 # Where torch has no such name any more, modules are called, as if there were hooks.
-_GLOBAL_HOOKS = [getattr(_module, f'_global_{kind}_hooks', ('unknown', ))
+GLOBAL_HOOKS = [getattr(_module, f'_global_{kind}_hooks', ('unknown', ))
                  for kind in ('forward', 'forward_pre', 'backward', 'backward_pre')]
 
 
 def has_global_hooks() -> bool:
     """Whether hooks are registered on all modules."""
-    return any(_GLOBAL_HOOKS)
+    return any(GLOBAL_HOOKS)
 
 
 def is_touched(module: Optional[nn.Module]) -> bool:
@@ -45,4 +45,7 @@ def as_one_node(module: nn.Module, x: Proxy) -> Proxy:
 
 def is_plain(module: nn.Module, kind: type) -> bool:
     """Whether a module is of that very class and nobody would notice that it is not called."""
-    return type(module) is kind and not is_touched(module) and not has_global_hooks()
+    # (All of the above in one call: this runs in every layer.)
+    return type(module) is kind and not (
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        or module._backward_pre_hooks or 'forward' in module.__dict__ or any(GLOBAL_HOOKS))

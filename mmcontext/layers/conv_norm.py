@@ -1,16 +1,17 @@
 """Convolution, norm, residual and activation as modules that belong together.
 
-At inference on the CPU they are one call of :func:`mmcontext.ops.conv_norm_act`. Everywhere else,
-and wherever a module is of another kind or somebody has hooked or changed it, the modules are
+At inference on the CPU they are one call of :func:`mmcontext.ops.conv_norm_act`; on a GPU norm,
+residual and activation are one of :func:`mmcontext.ops.batch_norm_act.batch_norm_act`. Wherever a
+module is of another kind or somebody has hooked or changed it, the modules are
 called one after the other.
 """
-from typing import Iterable, Optional
+from typing import Dict, Iterable, Optional
 
 import torch
 from mmcv.cnn import ConvModule, build_activation_layer
 from torch import Tensor, nn
 
-from mmcontext.layers._modules import has_global_hooks, is_touched
+from mmcontext.layers._modules import GLOBAL_HOOKS, has_global_hooks, is_touched
 from mmcontext.layers.norms import build_norm, fit_norm_cfg, normalise
 from mmcontext.ops import grouped_conv2d
 from mmcontext.ops.batch_norm_act import may_serve, run_kernels
@@ -25,6 +26,8 @@ from mmcontext.ops.conv_norm_act.arguments import Norm
 from mmcontext.ops.tracing import eager_refusal, is_symbolic
 
 _PARTS = ('pool', 'conv', 'norm', 'act')
+# Class of a norm -> whether its forward is torch's batch norm.
+_BATCH_NORMS: Dict[type, bool] = {}
 _ACTIVATIONS = {type(None): 'none', nn.Identity: 'none', nn.ReLU: 'relu', nn.SiLU: 'silu'}
 
 
@@ -57,12 +60,19 @@ def _convolution(conv: nn.Module) -> Optional[Convolution]:
                        conv.groups)
 
 
+def _is_batch_norm(norm: Optional[nn.Module]) -> bool:
+    """Whether it is torch's batch norm. (All of them have one forward.)"""
+    kind = type(norm)
+    if kind not in _BATCH_NORMS:
+        _BATCH_NORMS[kind] = getattr(kind, 'forward', None) is nn.BatchNorm2d.forward
+    return _BATCH_NORMS[kind]
+
+
 def _norm(norm: nn.Module) -> Optional[Norm]:
     """What a norm does that takes statistics as they are, or as its groups have them, or None."""
     if is_touched(norm) or (norm.training and type(norm) is not nn.GroupNorm):
         return None
-    # (All batch norms have one forward, whatever shapes they check for.)
-    if getattr(type(norm), 'forward', None) is nn.BatchNorm2d.forward:
+    if _is_batch_norm(norm):
         mean = norm.running_mean
         if mean is None or mean.dtype is not torch.float32:
             return None
@@ -73,33 +83,44 @@ def _norm(norm: nn.Module) -> Optional[Norm]:
     return None
 
 
-def _call_conv(conv: nn.Module, x: Tensor) -> Tensor:
-    """``conv(x)``; on a GPU narrow groups are run by what is fastest for them."""
-    if (type(x) is not Tensor or not x.is_cuda or type(conv) is not nn.Conv2d
-            or conv.padding_mode != 'zeros' or is_touched(conv) or has_global_hooks()):
-        return conv(x)
-    # (Not by attribute, for which a module looks everywhere: this runs in every layer.)
-    weight, bias = conv._parameters['weight'], conv._parameters['bias']
-    run = torch.conv2d if conv.groups == 1 else grouped_conv2d
-    return run(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+def _run_on_gpu(x: Tensor, conv: Optional[nn.Module], norm: Optional[nn.Module],
+                act: Optional[nn.Module], residual: Optional[Tensor]) -> Tensor:
+    """:func:`run_together` on a GPU, where every Python call delays the kernels.
 
-
-def _on_gpu(x: Tensor, norm: nn.Module, act: Optional[nn.Module],
-            residual: Optional[Tensor]) -> Optional[Tensor]:
-    """Batch norm, residual and activation in few passes on a GPU; None where the modules have to
-    be called."""
-    if (getattr(type(norm), 'forward', None) is not nn.BatchNorm2d.forward
-            or norm.momentum is None or is_touched(norm) or has_global_hooks()):
-        return None
-    activation = 'none' if is_touched(act) else _ACTIVATIONS.get(type(act), 'none')
-    if activation == 'silu' and residual is not None:
-        activation = 'none'
-    affine, state = norm._parameters, norm._buffers
-    mean = state['running_mean']
-    y = run_kernels(x, residual, affine['weight'], affine['bias'], mean, state['running_var'],
-                    state['num_batches_tracked'], norm.training or mean is None, norm.momentum,
-                    norm.eps, activation)
-    return y if y is None or act is None or activation != 'none' else act(y)
+    Narrow groups are run by what is fastest for them; batch norm, residual and activation are
+    few passes. No attribute of a module is asked for that it would have to look for.
+    """
+    hooked = any(GLOBAL_HOOKS)
+    conv_free, norm_free, act_free = [
+        module is not None and not (
+            hooked or module._forward_hooks or module._forward_pre_hooks
+            or module._backward_hooks or module._backward_pre_hooks
+            or 'forward' in module.__dict__) for module in (conv, norm, act)]
+    if conv_free and type(conv) is nn.Conv2d and conv.padding_mode == 'zeros':
+        run = torch.conv2d if conv.groups == 1 else grouped_conv2d
+        weight, bias = conv._parameters['weight'], conv._parameters['bias']
+        x = run(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    elif conv is not None:
+        x = conv(x)
+    if (norm_free and _is_batch_norm(norm) and norm.momentum is not None
+            and type(x) is Tensor):
+        activation = _ACTIVATIONS.get(type(act), 'none') if act_free else 'none'
+        if activation == 'silu' and residual is not None:
+            activation = 'none'
+        affine, state = norm._parameters, norm._buffers
+        mean = state['running_mean']
+        y = run_kernels(
+            x, residual, affine['weight'], affine['bias'], mean, state['running_var'],
+            state['num_batches_tracked'], norm.training or mean is None, norm.momentum, norm.eps,
+            activation)
+        if y is not None:
+            return y if act is None or activation != 'none' else act(y)
+    if not _is_nothing(norm):
+        x = normalise(norm, x)
+    makers = [module for module in (conv, norm) if module is not None]
+    if residual is not None and not makers:
+        x, residual = x + residual, None
+    return _finish(x, makers, act, residual)
 
 
 def _looked_into(modules: Iterable[nn.Module]) -> bool:
@@ -146,22 +167,20 @@ def run_together(x: Tensor, conv: Optional[nn.Module] = None, norm: Optional[nn.
         act: An activation of any kind. None for none.
         residual: What is added in front of the activation. None for nothing.
     """
+    if may_serve(x):
+        return _run_on_gpu(x, conv, norm, act, residual)
     method = '' if has_global_hooks() else compiled_method(x)
     convolution = statistics = None
     if conv is not None:
         convolution = _convolution(conv) if method else None
         if convolution is None:
-            x = _call_conv(conv, x)
+            x = conv(x)
             method = method and compiled_method(x)  # which the module may have changed
     if not _is_nothing(norm):
         statistics = _norm(norm) if method else None
         if statistics is None:
             if convolution is not None:
                 x, convolution = run_compiled(x, convolution, method=method), None
-            if may_serve(x):
-                y = _on_gpu(x, norm, act, residual)
-                if y is not None:
-                    return y
             x = normalise(norm, x)
     if convolution is None and statistics is None:
         makers = [module for module in (conv, norm) if module is not None]

@@ -76,8 +76,9 @@ def eager_refusal() -> Optional[str]:
 
     All of the above in one call: layers ask before every shortcut.
     """
-    if (torch._dynamo.is_compiling() if _is_compiling is None else _is_compiling()) \
-            or _tracing_state() is not None:
+    # (Compilation other than dynamo's goes by dispatch modes.)
+    if (torch._dynamo.is_compiling() if _is_dynamo_compiling is None
+            else _is_dynamo_compiling()) or _tracing_state() is not None:
         return 'a graph is being recorded'
     if _peek_transforms() is not None or getattr(_forward_ad, '_current_level', 0) >= 0:
         return 'a transform of torch.func or forward-mode differentiation is under way'

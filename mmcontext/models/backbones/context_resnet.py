@@ -30,13 +30,6 @@ _STAGES = 4
 _OUTPUT_STRIDES = {32: (1, 1, 1, 1), 16: (1, 1, 1, 2), 8: (1, 1, 2, 4)}
 
 
-def _call(module: nn.Module, x: Tensor) -> Tensor:
-    """``module(x)``; an identity that nobody looks into costs nothing."""
-    if type(x) is Tensor and is_plain(module, nn.Identity):
-        return x
-    return module(x)
-
-
 class ResidualBlock(BaseModule):
     """Residual block around a spatial layer: [1x1,] spatial layer, 1x1.
 
@@ -88,10 +81,15 @@ class ResidualBlock(BaseModule):
     def _forward(self, x: Tensor) -> Tensor:
         # (Not by attribute, for which a module looks everywhere: this runs in every block.)
         modules = self._modules
-        y = x
+        eager, y, shortcut = type(x) is Tensor, x, x
         for name in ('reduce', 'spatial', 'norm2', 'blur'):
-            y = _call(modules[name], y)
-        shortcut = _call(modules['shortcut'], x)
+            module = modules[name]
+            # (An identity that nobody looks into.)
+            if not (eager and type(module) is nn.Identity and is_plain(module, nn.Identity)):
+                y = module(y)
+        module = modules['shortcut']
+        if not (eager and type(module) is nn.Identity and is_plain(module, nn.Identity)):
+            shortcut = module(x)
         expand, norm3, drop_path, act = map(modules.get, ('expand', 'norm3', 'drop_path', 'act'))
         drops = self.training and not isinstance(drop_path, nn.Identity)
         if not (drops or self.norm_after_add):
