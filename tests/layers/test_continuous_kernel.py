@@ -104,6 +104,21 @@ def test_captured_steps_only_compute(training, capturing):
     torch.testing.assert_close(y, expected)
 
 
+def test_calls_that_sample_leave_what_is_kept():
+    layer, x = CKConv2d(2, 2, 3, kernel_cfg=KERNEL).eval(), torch.randn(1, 2, 8, 8)
+    with torch.no_grad():
+        layer(x)
+        kept = layer.kernel.current()[0]
+    layer(x).sum().backward()
+    layer.cache = False
+    with torch.no_grad():
+        layer(x)
+        layer.cache = True
+        assert layer.kernel.current()[0] is kept
+    layer.train()(x)
+    assert not layer.kernel._kept
+
+
 @torch.no_grad()
 def test_capturing_first_is_refused(capturing):
     x = torch.randn(1, 4, 8, 8)
