@@ -54,7 +54,7 @@ def main(record: Record, options: argparse.Namespace) -> None:
                              dtype=x.dtype)
         expected = _layout_kept(x.float(), weight.float(), of)
         x.requires_grad_(), weight.requires_grad_()
-        chosen = explain_method(x, weight, of.stride, of.kernel // 2, groups=of.channels).method
+        chosen = explain_method(x, weight, of.stride, of.kernel // 2, groups=of.channels)['chosen']
         for name, way in WAYS.items():
             with record.attempt(f'{name}, {tuple(of)}'):
                 y = way(x, weight, of)
@@ -69,4 +69,4 @@ def main(record: Record, options: argparse.Namespace) -> None:
                 times = {f'{mode}_us': round(clocks.gpu_us(step, 10), 1)
                          for mode, step in steps.items()}
                 record.row('continuous', geometry=str(tuple(of)), way=name, **times,
-                           model_chooses=chosen)
+                           auto_chooses=chosen)
