@@ -11,6 +11,7 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
@@ -86,5 +87,7 @@ HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmcontext',
                  locations=['mmcontext.engine'])
 LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmcontext',
                  locations=['mmcontext.engine'])
+RUNNERS = Registry('runner', parent=MMENGINE_RUNNERS, scope='mmcontext',
+                   locations=['mmcontext.engine.runner'])
 WEIGHT_INITIALIZERS = Registry('weight initializer', parent=MMENGINE_WEIGHT_INITIALIZERS,
                                scope='mmcontext', locations=['mmcontext.models'])

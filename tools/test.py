@@ -9,7 +9,7 @@ from mmengine.fileio import dump
 
 from mmcontext.engine.runner import make_runner
 from mmcontext.utils.checkpoint import load_checkpoint_file
-from mmcontext.utils.cli import add_common_arguments, load_config, run, set_dataloader_defaults
+from mmcontext.utils.cli import add_common_arguments, load_config, run
 from mmcontext.utils.errors import UserError
 
 
@@ -120,7 +120,6 @@ def main() -> None:
         trigger_visualization(cfg, args)
     if args.tta:
         apply_tta(cfg)
-    set_dataloader_defaults(cfg, 'test_dataloader')
 
     runner = make_runner(cfg)
     if is_pickle and args.out_item == 'pred':

@@ -5,7 +5,7 @@ import sys
 import own_package  # noqa: F401
 
 from mmcontext.engine.runner import make_runner
-from mmcontext.utils.cli import add_common_arguments, load_config, run, set_dataloader_defaults
+from mmcontext.utils.cli import add_common_arguments, load_config, run
 from mmcontext.utils.dist import on_cpu
 from mmcontext.utils.errors import UserError
 
@@ -61,12 +61,6 @@ def merge_args(cfg, args: argparse.Namespace) -> None:
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    checkpoint_hook = cfg.get('default_hooks', {}).get('checkpoint')
-    if checkpoint_hook and checkpoint_hook.get('type') in ('CheckpointHook',
-                                                           'mmengine.CheckpointHook'):
-        # A run that is killed while it saves must keep its last whole checkpoint.
-        checkpoint_hook.type = 'mmcontext.AtomicCheckpointHook'
-    set_dataloader_defaults(cfg, 'train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def main() -> None:

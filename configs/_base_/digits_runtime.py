@@ -1,4 +1,4 @@
-_base_ = 'mmpretrain::_base_/default_runtime.py'
+_base_ = ['mmpretrain::_base_/default_runtime.py', './runtime.py']
 
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=5),

@@ -3,6 +3,7 @@ _base_ = [
     '../_base_/datasets/ccnn_lra_image.py',
     '../_base_/schedules/ccnn_210e.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/runtime.py',
 ]
 
 model = dict(

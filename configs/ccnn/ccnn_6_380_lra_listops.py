@@ -3,6 +3,7 @@ _base_ = [
     '../_base_/datasets/ccnn_lra_listops.py',
     '../_base_/schedules/ccnn_60e.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/runtime.py',
 ]
 
 model = dict(

@@ -3,6 +3,7 @@ _base_ = [
     '../_base_/datasets/ccnn_speech_mfcc.py',
     '../_base_/schedules/ccnn_160e.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/runtime.py',
 ]
 
 model = dict(

@@ -4,6 +4,7 @@ _base_ = [
     '../_base_/datasets/digits.py',
     '../_base_/schedules/digits.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/runtime.py',
 ]
 
 model = dict(

@@ -2,6 +2,7 @@ _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     '../_base_/datasets/digits_coco.py',
     'mmdet::_base_/default_runtime.py',
+    '../_base_/runtime.py',
 ]
 
 # Narrow, and trained from scratch on 128x128 scenes. A C-volution is of third order in its

@@ -3,6 +3,7 @@ _base_ = [
     '../_base_/datasets/imagenet_bs64_cotnet_256.py',
     '../_base_/schedules/imagenet_bs640_coslr_350e.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/runtime.py',
 ]
 
 model = dict(

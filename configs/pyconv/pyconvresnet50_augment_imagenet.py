@@ -3,6 +3,7 @@ _base_ = [
     'mmpretrain::_base_/datasets/imagenet_bs32_pil_resize.py',
     '../_base_/schedules/imagenet_bs1024_300e.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/runtime.py',
 ]
 
 model = dict(

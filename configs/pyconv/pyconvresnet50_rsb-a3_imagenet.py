@@ -3,6 +3,7 @@ _base_ = [
     '../_base_/datasets/imagenet_bs256_rsb_a3_160.py',
     '../_base_/schedules/imagenet_bs2048_rsb_a3.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/runtime.py',
 ]
 
 model = dict(

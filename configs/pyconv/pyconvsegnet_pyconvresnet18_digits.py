@@ -2,6 +2,7 @@ _base_ = [
     '../_base_/models/pyconvsegnet.py',
     '../_base_/datasets/digits_cityscapes.py',
     'mmseg::_base_/default_runtime.py',
+    '../_base_/runtime.py',
 ]
 
 # A quarter of the usual width with two levels (3x3 and 5x5) in every stage, trained from scratch.

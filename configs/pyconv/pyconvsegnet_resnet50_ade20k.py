@@ -3,6 +3,7 @@ _base_ = [
     '../_base_/datasets/ade20k_473x473.py',
     'mmseg::_base_/default_runtime.py',
     '../_base_/schedules/pyconvsegnet_ade20k_100e.py',
+    '../_base_/runtime.py',
 ]
 
 train_dataloader = dict(batch_size=4)

@@ -3,6 +3,7 @@ _base_ = [
     '../_base_/datasets/cityscapes_769x769_rotate.py',
     'mmseg::_base_/default_runtime.py',
     '../_base_/schedules/pyconvsegnet_80k.py',
+    '../_base_/runtime.py',
 ]
 
 train_dataloader = dict(batch_size=4)

@@ -3,6 +3,7 @@ _base_ = [
     '../_base_/datasets/coco_instance_ms.py',
     '../_base_/schedules/coco_3x_adamw.py',
     'mmdet::_base_/default_runtime.py',
+    '../_base_/runtime.py',
 ]
 
 model = dict(

@@ -1,4 +1,4 @@
-_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+_base_ = ['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', '../_base_/runtime.py']
 
 model = dict(
     backbone=dict(

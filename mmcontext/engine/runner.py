@@ -6,10 +6,12 @@ import torch.nn as nn
 from mmengine.config import Config
 from mmengine.dist import is_distributed
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import RUNNERS
+from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
+from mmengine.registry import DefaultScope
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
+from mmcontext.registry import RUNNERS
 from mmcontext.utils.checkpoint import find_resumable_checkpoint
 from mmcontext.utils.data import check_dataset, explain
 from mmcontext.utils.dist import init_cpu_process_group, on_cpu
@@ -25,8 +27,15 @@ _RESUMABLE = {
 }
 
 
+_CHECKPOINT_HOOKS = ('CheckpointHook', 'mmengine.CheckpointHook')
+
+
+@RUNNERS.register_module()
 class ContextRunner(Runner):
-    """mmengine's Runner with five additions.
+    """mmengine's Runner with eight additions.
+
+    The configs of this package name it (``runner_type``), so that every program that starts them
+    has them; the tools take it for other configs too.
 
     - Without an accelerator several processes train over gloo; mmengine alone would ask for
       CUDA devices.
@@ -38,6 +47,12 @@ class ContextRunner(Runner):
     - Training resumes only from a checkpoint of this model and optimiser, and only a checkpoint
       with all weights is tested (``CheckpointError``); mmengine alone goes on with what fits.
     - A missing or empty data folder is one sentence (``DataError``).
+    - A run that is killed while it saves keeps its last whole checkpoint
+      (:class:`~mmcontext.engine.hooks.AtomicCheckpointHook`).
+    - A detector whose heads do not fit the classes of its data is stopped before the first
+      iteration (:class:`~mmcontext.engine.hooks.ClassCountHook`).
+    - In mmpretrain's scope dataloaders have the defaults of mmpretrain's own tools: pinned
+      memory, workers that live on, ``default_collate``.
     """
 
     _testing = False
@@ -140,11 +155,31 @@ class ContextRunner(Runner):
                                       f'{problems[0][:300]}') from error
         return super().load_checkpoint(filename, map_location, False, **kwargs)
 
+    def register_default_hooks(self, hooks: Optional[Dict] = None) -> None:
+        """Register the default hooks; checkpoints are whole or not there."""
+        hooks = dict(hooks or {})
+        checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook'))
+        if isinstance(checkpoint, dict) and checkpoint.get('type') in _CHECKPOINT_HOOKS:
+            hooks['checkpoint'] = dict(checkpoint, type='mmcontext.AtomicCheckpointHook')
+        super().register_default_hooks(hooks)
+
+    def register_hooks(self, *args, **kwargs) -> None:
+        """Register all hooks; classes of heads and data are compared in mmdet's scope."""
+        super().register_hooks(*args, **kwargs)
+        if self.cfg.get('default_scope') == 'mmdet':
+            self.register_hook(dict(type='mmcontext.ClassCountHook'))
+
     @staticmethod
     def build_dataloader(dataloader: Union[DataLoader, Dict], *args, **kwargs) -> DataLoader:
         """Build a dataloader and see to it that there is data behind it."""
         if isinstance(dataloader, DataLoader):
             return dataloader
+        scope = DefaultScope.get_current_instance()
+        if scope is not None and scope.scope_name == 'mmpretrain':
+            dataloader = {
+                'pin_memory': not on_cpu(),
+                'persistent_workers': dataloader.get('num_workers', 0) > 0,
+                'collate_fn': dict(type='default_collate'), **dataloader}
         try:
             built = Runner.build_dataloader(dataloader, *args, **kwargs)
         except Exception as error:
@@ -158,4 +193,4 @@ class ContextRunner(Runner):
 
 def make_runner(cfg: Config) -> Runner:
     """Build the runner of a config: its own ``runner_type``, else :class:`ContextRunner`."""
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else ContextRunner.from_cfg(cfg)
+    return MMENGINE_RUNNERS.build(cfg) if 'runner_type' in cfg else ContextRunner.from_cfg(cfg)

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from mmcontext.layers._geometry import ContextLayer
+from mmcontext.layers._modules import has_global_hooks, is_touched
 from mmcontext.layers.conv_norm import run_together
 from mmcontext.ops.arguments import IntPair, per_axis
+from mmcontext.ops.grouped_conv import conv_pyramid
 
 
 def split_channels(layer: str, out_channels: int, levels: int,
@@ -80,4 +82,20 @@ class PyramidConv2d(ContextLayer):
         """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""
         if len(self.convs) == 1:
             return run_together(x, self.convs[0])
+        y = self._side_by_side(x)
+        if y is not None:
+            return y
         return torch.cat([run_together(x, conv) for conv in self.convs], dim=-3)
+
+    def _side_by_side(self, x: Tensor) -> Optional[Tensor]:
+        """All levels by one operator on a GPU; None where the convolutions have to be called."""
+        if type(x) is not Tensor or has_global_hooks():
+            return None
+        levels = []
+        for conv in self.convs:
+            if (type(conv) is not nn.Conv2d or conv.padding_mode != 'zeros' or is_touched(conv)):
+                return None
+            parameters = conv._parameters
+            levels.append((parameters['weight'], parameters['bias'], conv.stride, conv.padding,
+                           conv.dilation, conv.groups))
+        return conv_pyramid(x, levels)

@@ -1,14 +1,14 @@
 from typing import Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcontext.layers._geometry import DynamicKernelLayer, IntPair, same_padding
 from mmcontext.layers.conv_norm import conv_norm_act, run_together
 from mmcontext.layers.norms import build_norm
 from mmcontext.ops import local_aggregation
-from mmcontext.ops.conv_norm_act import channel_means
+from mmcontext.ops.avg_pool import avg_pool2d
+from mmcontext.ops.channel_gate import gate_by_means
 from mmcontext.registry import MODELS
 
 _SHARE_CHANNELS = 8
@@ -114,14 +114,9 @@ class CoT2d(DynamicKernelLayer):
         """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""
         self.check_input(x)
         if self.stride != (1, 1):
-            x = F.avg_pool2d(x, 3, self.stride, padding=1)
+            x = avg_pool2d(x, 3, self.stride, padding=1)
         key = self.key(x)
         kernels = run_together(self.embed(self._join(x, key)), self.span, self.span_norm)
         dynamic = run_together(self._aggregate(self.value(x), kernels), norm=self.norm,
                                act=self.act)
-        logits = self.attend(channel_means(dynamic, key))
-        logits = logits.view(x.shape[0], self.in_channels, 2, 1, 1)
-        # A softmax over two is a sigmoid of their difference, and its use an interpolation: one
-        # pass over the features in place of three.
-        weight = torch.sigmoid(logits[:, :, 0] - logits[:, :, 1]).to(dynamic.dtype)
-        return self.finish(torch.lerp(key.to(dynamic.dtype), dynamic, weight))
+        return self.finish(gate_by_means(dynamic, self.attend, key))

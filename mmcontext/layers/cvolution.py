@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from mmcontext.layers._modules import is_plain
 from mmcontext.layers.involution import Involution2d
 from mmcontext.ops.arguments import IntPair
+from mmcontext.ops.channel_gate import gate_by_convolution, grouped_product
 from mmcontext.ops.tracing import is_symbolic
 from mmcontext.registry import MODELS
 
@@ -47,32 +48,35 @@ class CVolution2d(Involution2d):
         self.gate = nn.Conv2d(in_channels, in_channels, _GATE_KERNEL, padding=self.gate_padding,
                               groups=gate_groups, bias=False)
 
-    def gate_values(self, x: Tensor) -> Tensor:
-        """The gate [B, in_channels, 1, 1]: mean of the padded convolution, border included."""
+    def _gate_by_sum(self, x: Tensor) -> bool:
+        """Whether every tap of the gate's convolution meets every pixel once, so that its mean is
+        a matrix product with the sum of x: the same number for C/9 of the work."""
         if min(self.gate_padding) < _GATE_KERNEL - 1 and not is_symbolic(x):
             least = tuple(_GATE_KERNEL - 2 * pad for pad in self.gate_padding)
             if any(size < wanted for size, wanted in zip(x.shape[-2:], least)):
                 raise ValueError(f'the input of CVolution2d must be at least {least} for '
                                  f'kernel_size {self.kernel_size}, got shape {tuple(x.shape)}')
-        if (min(self.gate_padding) < _GATE_KERNEL - 1 or is_symbolic(x)
-                or not is_plain(self.gate, nn.Conv2d)):
+        return (min(self.gate_padding) >= _GATE_KERNEL - 1 and not is_symbolic(x)
+                and is_plain(self.gate, nn.Conv2d))
+
+    def _gate_pixels(self, x: Tensor) -> int:
+        """Pixels of the gate's convolution."""
+        (rows, cols), (pad_h, pad_w) = x.shape[-2:], self.gate_padding
+        return (rows + 2 * pad_h - _GATE_KERNEL + 1) * (cols + 2 * pad_w - _GATE_KERNEL + 1)
+
+    def gate_values(self, x: Tensor) -> Tensor:
+        """The gate [B, in_channels, 1, 1]: mean of the padded convolution, border included."""
+        if not self._gate_by_sum(x):
             return self.gate(x).mean(dim=(2, 3), keepdim=True)
-        # With that much padding every tap meets every pixel once, so that the mean of the
-        # convolution is a matrix product with the sum of x: the same number for C/9 of the work.
-        groups = self.gate.groups
-        height, width = (size + 2 * pad - _GATE_KERNEL + 1
-                         for size, pad in zip(x.shape[-2:], self.gate_padding))
         if torch.jit.is_tracing():
-            # A trace takes those sizes for constants; these are the same ones, zero by zero.
+            # A trace takes the sizes for constants; these are the same ones, zero by zero.
             rows, cols = (pad - _GATE_KERNEL // 2 for pad in self.gate_padding)
             total = F.pad(x, (cols, cols, rows, rows)).mean(dim=(2, 3))
         else:
-            total = x.sum(dim=(2, 3)) / (height * width)
-        total = total.view(x.shape[0], groups, self.in_channels // groups)
-        taps = self.gate.weight.sum(dim=(2, 3)).unflatten(0, (groups, -1))
-        # On the CPU a grouped convolution of one pixel takes several times as long.
-        gate = torch.einsum('bgi,goi->bgo', total, taps)
-        return gate.flatten(1)[:, :, None, None]
+            total = x.sum(dim=(2, 3)) / self._gate_pixels(x)
+        return grouped_product(total, self.gate.weight, self.gate.groups)
 
     def values(self, x: Tensor) -> Tensor:
-        return x * self.gate_values(x)
+        if torch.jit.is_tracing() or not self._gate_by_sum(x):
+            return x * self.gate_values(x)
+        return gate_by_convolution(x, self.gate.weight, self.gate.groups, self._gate_pixels(x))

@@ -8,6 +8,7 @@ from mmcontext.layers._modules import is_plain
 from mmcontext.layers.conv_norm import conv_norm_act, run_together
 from mmcontext.ops import fused_involution, local_aggregation
 from mmcontext.ops.arguments import IntPair
+from mmcontext.ops.avg_pool import avg_pool2d
 from mmcontext.ops.local_aggregation.by_rows import span_by_rows, wants_rows
 from mmcontext.ops.tracing import is_symbolic
 from mmcontext.registry import MODELS
@@ -93,7 +94,7 @@ class Involution2d(DynamicKernelLayer):
             x = F.pad(x, (-left, -right, -top, -bottom))
         if self.stride != (1, 1):
             # ceil_mode also gives an odd row or column its kernel.
-            x = F.avg_pool2d(x, self.stride, self.stride, ceil_mode=True)
+            x = avg_pool2d(x, self.stride, self.stride, ceil_mode=True)
         return x
 
     def kernels(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from mmcontext.layers._geometry import ContextLayer
 from mmcontext.layers.conv_norm import conv_norm_act
 from mmcontext.ops.arguments import IntPair
-from mmcontext.ops.conv_norm_act import channel_means
+from mmcontext.ops.channel_gate import gate_by_means
 from mmcontext.registry import MODELS
 
 
@@ -52,5 +52,4 @@ class SplitAttentionConv2d(ContextLayer):
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""
         self.check_input(x)
-        y = self.conv(x)
-        return y * self.gate(channel_means(y)).sigmoid()
+        return gate_by_means(self.conv(x), self.gate)

@@ -1,72 +1,213 @@
 """A convolution of many narrow groups, which cuDNN leaves to slow kernels.
 
 In half precision and channels-last, cuDNN runs grouped convolutions by kernels that use no tensor
-cores. The same convolution with one group, whose weight has zeros between the groups, does up to
-64 times the arithmetic and takes a fifth to a twelfth of the time
+cores. There are two ways around them on NVIDIA GPUs: 'direct', kernels of our own on tensor cores
+for narrow groups (``csrc/cuda/grouped.cuh``), and 'dense', the same convolution with one group,
+whose weight has zeros between the groups: up to 64 times the arithmetic in a fifth to a twelfth
+of cuDNN's grouped time. Which one takes least is estimated from counted arithmetic
 (tools/benchmarks/gpu_networks.md).
 """
+import functools
 import os
-from typing import Dict, Optional, Tuple, Union
+from typing import Dict, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcontext.ops.local_aggregation.operators import autocast_dtype
-from mmcontext.ops.tracing import is_exporting
+from mmcontext.ops.local_aggregation.operators import LIBRARY, autocast_dtype, register_fake
+from mmcontext.ops.native_library import UNAVAILABLE
+from mmcontext.ops.tracing import in_torch_func, is_compiling, is_exporting, is_observed
 
 METHOD_VARIABLE = 'MMCONTEXT_GROUPED_CONV'
-_METHODS = ('auto', 'grouped', 'dense')
-# Measured where the dense weight has no more elements than this in one tap.
-_MOST_DENSE = 256 * 256
-_MOST_GROUP_CHANNELS = 16
+_METHODS = ('auto', 'grouped', 'dense', 'direct', 'null')
+_HALF = (torch.float16, torch.bfloat16)
+_Pair = Union[int, str, Sequence[int]]
+
+LIBRARY.define('grouped_conv_direct(Tensor x, Tensor weight, Tensor? bias, int stride, '
+               'int groups, str method) -> Tensor')
+LIBRARY.define('grouped_pyramid(Tensor x, Tensor[] weights, int stride, int[] paddings, '
+               'int[] dilations, int[] groups, int[] direct, str method) -> Tensor')
+_direct = torch.ops.mmcontext.grouped_conv_direct.default
+_pyramid = torch.ops.mmcontext.grouped_pyramid.default
+
+
+def _standard(x, weight, bias, stride, groups, method):
+    return F.conv2d(x, weight, bias, stride, weight.shape[-1] // 2, 1, groups)
+
+
+def _standard_pyramid(x, weights, stride, paddings, dilations, groups, direct, method):
+    return torch.cat([F.conv2d(x, weight, None, stride, *geometry)
+                      for weight, *geometry in zip(weights, paddings, dilations, groups)], 1)
+
+
+for _name, _function in (('grouped_conv_direct', _standard),
+                         ('grouped_pyramid', _standard_pyramid)):
+    register_fake(_name, _function)
+    if UNAVAILABLE:
+        LIBRARY.impl(_name, _function, 'CompositeImplicitAutograd')
+
+
+def _is_autocast(kind: str) -> bool:
+    if hasattr(torch, 'get_autocast_dtype'):  # torch 2.4
+        return torch.is_autocast_enabled(kind)
+    return torch.is_autocast_enabled() if kind == 'cuda' else torch.is_autocast_cpu_enabled()
 
 
 def _dtype(x: Tensor) -> torch.dtype:
     """The dtype that the convolution runs in."""
-    if x.is_cuda and torch.is_autocast_enabled() and x.dtype.is_floating_point:
-        return autocast_dtype('cuda')
+    kind = 'cuda' if x.is_cuda else 'cpu'
+    if _is_autocast(kind) and x.dtype.is_floating_point:
+        return autocast_dtype(kind)
     return x.dtype
 
 
-def dense_refusal(x: Tensor, weight: Tensor, groups: int) -> Optional[str]:
-    """Why a dense weight does not pay, or None.
-
-    Args:
-        x: Feature map [B, C, H, W].
-        weight: [Co, C / groups, Kh, Kw].
-        groups: Groups of the convolution.
-    """
+def _refusal(x: Tensor, groups: int) -> Optional[str]:
+    """Why neither way pays, or None."""
     if groups == 1:
         return 'there is one group'
     if not x.is_cuda or torch.version.hip:
         return f'it was measured on NVIDIA GPUs, x is on {x.device}'
     if is_exporting():
         return 'a graph for another runtime is being recorded'
-    if _dtype(x) not in (torch.float16, torch.bfloat16):
+    if _dtype(x) not in _HALF:
         return f'it pays in half precision, the convolution runs in {_dtype(x)}'
     if not x.is_contiguous(memory_format=torch.channels_last):
         return 'it pays for channels-last maps'
-    channels, outputs, group_channels = x.shape[1], weight.shape[0], weight.shape[1]
-    if groups == 2 and tuple(weight.shape[-2:]) == (1, 1):
-        return None
-    if group_channels > _MOST_GROUP_CHANNELS:
-        return f'groups of {group_channels} channels are wide enough for cuDNN'
-    if group_channels > 4 and channels * outputs > _MOST_DENSE:
-        return f'a dense weight of {outputs} x {channels} a tap is too large'
-    if group_channels == 8 and max(weight.shape[-2:]) >= 5:
-        return 'the gradients of groups of 8 channels and large kernels are slower dense'
     return None
 
 
-def _method(x: Tensor, weight: Tensor, groups: int, method: Optional[str]) -> str:
+def _unable(x: Tensor) -> Optional[str]:
+    """Why an operator of our own must not be called now, or None."""
+    if UNAVAILABLE:
+        return UNAVAILABLE
+    if is_compiling() or torch.jit.is_tracing():
+        return 'a graph is being recorded'
+    if in_torch_func():
+        return 'a transform of torch.func is under way'
+    if is_observed():
+        return 'a TorchDispatchMode looks on, which may know standard operators only'
+    return _refusal_of_gpu(x.device.index) if x.is_cuda else None
+
+
+@functools.lru_cache(maxsize=None)
+def _refusal_of_groups(weight: Tuple[int, ...], stride: _Pair, padding: _Pair, dilation: _Pair,
+                       groups: int) -> str:
+    """Why the kernels cannot serve a geometry; empty where they can."""
+    outputs, group_channels, *kernel = weight
+    strides, dilations = _pair(stride), _pair(dilation)
+    if kernel[0] != kernel[1] or strides[0] != strides[1]:
+        return f'it has square kernels and strides, not {tuple(kernel)} and {strides}'
+    same = kernel[0] // 2
+    if dilations != (1, 1) or padding != 'same' and _pair(padding) != (same, same):
+        return (f'it has dilation 1 and padding {same} for a kernel of {kernel[0]}, not '
+                f'{dilations} and {padding}')
+    if padding == 'same' and strides != (1, 1):
+        return "conv2d has no padding 'same' with strides"
+    return torch.ops.mmcontext_native.grouped_conv_refusal(
+        group_channels, outputs // groups, groups, kernel[0], strides[0])
+
+
+def _pair(value: Union[int, Sequence[int]]) -> Tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    return tuple(value) if len(value) == 2 else (value[0], value[0])
+
+
+@functools.lru_cache(maxsize=None)
+def _refusal_of_gpu(index: int) -> str:
+    """Why the kernels cannot run on a GPU; empty where they can."""
+    capability = torch.cuda.get_device_capability(index)
+    if capability < (8, 0):
+        return ('the tensor cores that it needs came with compute capability 8.0, this GPU has '
+                + '.'.join(map(str, capability)))
+    return torch.ops.mmcontext_native.gpu_refusal(index)
+
+
+# Measured on an H200, forward and backward, rounded: TFLOP/s of dense weights grow with the
+# outputs, of cuDNN's grouped kernels with the channels of a group.
+_DENSE_RATE, _MOST_DENSE_RATE = 4., 430.
+_GROUPED_RATES = ((4, .9), (12, 8.), (32, 16.), (1 << 30, 26.))
+_BANDWIDTH = 3.  # TB/s
+_DENSE_WEIGHT = 20.  # us that making one takes, and its gradient's blocks
+
+
+@functools.lru_cache(maxsize=4096)
+def estimated_microseconds(x: Tuple[int, ...], weight: Tuple[int, ...], stride: int, groups: int,
+                           device: int, direct: bool) -> Dict[str, float]:
+    """Microseconds of forward and backward on a GPU such as an H200, by counted arithmetic.
+
+    Args:
+        x: Its shape [B, C, H, W].
+        weight: Its shape [Co, C / groups, Kh, Kw].
+        stride: Along the rows; the columns are taken to have the same.
+        groups: Groups.
+        device: Index of the GPU; -1 stands for an H100.
+        direct: Whether 'direct' can serve.
+
+    Returns:
+        Method -> microseconds.
+    """
+    batch, channels, rows, cols = x
+    outputs, group_channels, *kernel = weight
+    pixels = batch * -(-rows // stride) * -(-cols // stride)
+    # In units of 1e6, as TFLOP/s are operations of a microsecond.
+    operations = 6e-6 * pixels * outputs * group_channels * kernel[0] * kernel[1]
+    # x and y are each read or written three times.
+    moved = 6e-6 * (batch * rows * cols * channels + pixels * outputs) / _BANDWIDTH
+    rate = next(rate for most, rate in _GROUPED_RATES if group_channels <= most)
+    times = {'grouped': operations / rate + moved,
+             'dense': operations * groups / min(_DENSE_RATE * outputs, _MOST_DENSE_RATE) + moved
+             + _DENSE_WEIGHT}
+    if direct:
+        times['direct'] = moved + sum(torch.ops.mmcontext_native.grouped_conv_microseconds(
+            group_channels, outputs // groups, groups, kernel[0], stride, batch, rows, cols,
+            device))
+    return times
+
+
+def _direct_refusal(x: Tensor, weight: Tensor, stride: _Pair, padding: _Pair, dilation: _Pair,
+                    groups: int) -> Optional[str]:
+    """Why the direct kernels cannot serve, or None."""
+    return _unable(x) or _refusal_of_groups(tuple(weight.shape), stride, padding, dilation,
+                                            groups) or None
+
+
+def _ways(x: Tensor, weight: Tensor, stride: _Pair, padding: _Pair, dilation: _Pair,
+          groups: int) -> Tuple[Dict[str, float], Dict[str, str]]:
+    """Estimated microseconds of the ways that can serve and pay; why others cannot or do not."""
+    reason = _refusal(x, groups)
+    if reason:
+        return {'grouped': 0.}, {'dense': reason, 'direct': reason}
+    unable = _direct_refusal(x, weight, stride, padding, dilation, groups)
+    times = estimated_microseconds(tuple(x.shape), tuple(weight.shape), _pair(stride)[0], groups,
+                                   x.device.index, unable is None)
+    return times, {} if unable is None else {'direct': unable}
+
+
+def _requested(method: Optional[str]) -> str:
     source = 'method' if method is not None else METHOD_VARIABLE
     if method is None:
         method = os.environ.get(METHOD_VARIABLE) or 'auto'
     if method not in _METHODS:
         raise ValueError(f'{source} must be one of {", ".join(_METHODS)}, got {method!r}')
+    return method
+
+
+def _method(x: Tensor, weight: Tensor, stride: _Pair, padding: _Pair, dilation: _Pair,
+            groups: int, method: Optional[str]) -> str:
+    method = _requested(method)
     if method == 'auto':
-        return 'grouped' if dense_refusal(x, weight, groups) else 'dense'
+        times, _ = _ways(x, weight, stride, padding, dilation, groups)
+        return min(times, key=times.get)
+    if method in ('direct', 'null'):
+        reason = _direct_refusal(x, weight, stride, padding, dilation, groups)
+        if reason is None and x.is_cuda != (method == 'direct'):
+            reason = f'x is on {x.device}'
+        if reason is None and _dtype(x) not in _HALF:
+            reason = f'it works in half precision, the convolution runs in {_dtype(x)}'
+        if reason:
+            raise RuntimeError(f'method {method!r} of grouped_conv2d cannot serve: {reason}')
     return method
 
 
@@ -92,29 +233,109 @@ def grouped_conv2d(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None,
                    padding: Union[int, str, Tuple[int, int]] = 0,
                    dilation: Union[int, Tuple[int, int]] = 1, groups: int = 1,
                    method: Optional[str] = None) -> Tensor:
-    """``torch.nn.functional.conv2d``, with a dense weight where that is faster.
+    """``torch.nn.functional.conv2d``, by the fastest of three ways on a GPU.
 
     Args: as ``conv2d``, and
-        method: 'grouped': as it is; 'dense': one group whose weight has zeros; 'auto' or None:
-            the faster by measured geometries, see :func:`explain_grouped_conv`. The environment
-            variable ``MMCONTEXT_GROUPED_CONV`` stands in for None.
+        method: 'grouped': as it is; 'dense': one group whose weight has zeros; 'direct': kernels
+            of our own for narrow groups, half precision and channels-last maps on NVIDIA GPUs
+            (an infinite value makes its neighbours' results NaN); 'null': those without their
+            launches, on the CPU, to time the host; 'auto' or None: the fastest by estimate, see
+            :func:`explain_grouped_conv`. The environment variable ``MMCONTEXT_GROUPED_CONV``
+            stands in for None.
 
     Raises:
         ValueError: The method is unknown.
+        RuntimeError: 'direct' or 'null' cannot serve.
     """
-    if groups > 1 and _method(x, weight, groups, method) == 'dense':
-        weight, groups = dense_weight(weight.to(_dtype(x)), groups), 1
+    if groups > 1:
+        chosen = _method(x, weight, stride, padding, dilation, groups, method)
+        if chosen == 'dense':
+            weight, groups = dense_weight(weight.to(_dtype(x)), groups), 1
+        elif chosen != 'grouped':
+            return _direct(x, weight, bias, _pair(stride)[0], groups,
+                           'null' if chosen == 'null' else '')
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
-def explain_grouped_conv(x: Tensor, weight: Tensor, groups: int,
-                         method: Optional[str] = None) -> Dict[str, Union[str, Dict[str, str]]]:
-    """Which method :func:`grouped_conv2d` would use, and why not the dense one.
+@functools.lru_cache(maxsize=4096)
+def _ways_of_levels(x: Tuple[int, ...], levels: Tuple[Tuple, ...], device: int
+                    ) -> Optional[Tuple[str, ...]]:
+    """The fastest way for each (weight's shape, stride, padding, dilation, groups); None where
+    the levels do not go together or none is direct."""
+    ways, outputs = [], 0
+    for weight, stride, padding, dilation, groups in levels:
+        geometry = (stride, padding, dilation)
+        if not all(isinstance(pair, tuple) and len(set(pair)) == 1 for pair in geometry):
+            return None
+        way = 'grouped'
+        if groups > 1:
+            able = not _refusal_of_groups(weight, *geometry, groups) and outputs % 8 == 0
+            times = estimated_microseconds(x, weight, stride[0], groups, device, able)
+            way = min(times, key=times.get)
+        ways.append(way)
+        outputs += weight[0]
+    strides = {level[1] for level in levels}
+    return tuple(ways) if 'direct' in ways and len(strides) == 1 and outputs % 8 == 0 else None
+
+
+def conv_pyramid(x: Tensor, convolutions: Sequence[Tuple], method: Optional[str] = None
+                 ) -> Optional[Tensor]:
+    """Convolutions of one map side by side in one result, where :func:`grouped_conv2d` has direct
+    kernels for one of them: nothing is concatenated, and they add to one gradient of x.
+
+    Args:
+        x: Feature map [B, C, H, W].
+        convolutions: (weight, bias, stride, padding, dilation, groups) of each, as ``conv2d`` has
+            them.
+        method: As of :func:`grouped_conv2d`.
 
     Returns:
-        ``chosen``: 'grouped' or 'dense'; ``refused``: {'dense': reason} where 'auto' would not
-        take it, else empty.
+        [B, sum of Co, Ho, Wo]; None where they are to be called one by one.
     """
-    reason = dense_refusal(x, weight, groups)
-    return {'chosen': _method(x, weight, groups, method),
-            'refused': {} if reason is None else {'dense': reason}}
+    method = _requested(method)
+    if method in ('grouped', 'dense') or x.is_cuda == (method == 'null'):
+        return None
+    if _dtype(x) not in _HALF or not x.is_contiguous(memory_format=torch.channels_last):
+        return None
+    if _unable(x) or any(bias is not None for _, bias, *_ in convolutions):
+        return None
+    ways = _ways_of_levels(
+        tuple(x.shape), tuple((tuple(weight.shape), *geometry)
+                              for weight, _, *geometry in convolutions),
+        x.device.index if x.is_cuda else -1)
+    if ways is None:
+        return None
+    weights, paddings, dilations, all_groups, direct = [], [], [], [], []
+    for way, (weight, _, stride, padding, dilation, groups) in zip(ways, convolutions):
+        if way == 'dense':
+            weight, groups = dense_weight(weight.to(_dtype(x)), groups), 1
+        weights.append(weight)
+        paddings.append(padding[0])
+        dilations.append(dilation[0])
+        all_groups.append(groups)
+        direct.append(int(way == 'direct'))
+    return _pyramid(x, weights, stride[0], paddings, dilations, all_groups, direct,
+                    'null' if method == 'null' else '')
+
+
+def explain_grouped_conv(x: Tensor, weight: Tensor, groups: int, method: Optional[str] = None,
+                         stride: Union[int, Tuple[int, int]] = 1,
+                         padding: Union[int, str, Tuple[int, int], None] = None,
+                         dilation: Union[int, Tuple[int, int]] = 1
+                         ) -> Dict[str, Union[str, Dict[str, str]]]:
+    """Which method :func:`grouped_conv2d` would use, and why not the others.
+
+    Args: as :func:`grouped_conv2d`; padding None is the one that keeps the size at stride 1.
+
+    Returns:
+        ``chosen``: 'grouped', 'dense' or 'direct', or the method asked for; ``refused``: method
+        -> reason, for 'dense' and 'direct' where 'auto' would not take them.
+    """
+    if padding is None:
+        padding = tuple(size // 2 for size in weight.shape[-2:])
+    geometry = (stride, padding, dilation, groups)
+    times, refused = _ways(x, weight, *geometry)
+    fastest = min(times, key=times.get)
+    refused.update((name, f'{times[name]:.0f} us are estimated, {times[fastest]:.0f} of {fastest}')
+                   for name in times if name not in ('grouped', fastest))
+    return {'chosen': _method(x, weight, *geometry, method), 'refused': refused}

@@ -14,7 +14,7 @@ from typing import Callable
 from mmengine.config import Config, DictAction
 
 from .checkpoint import enforce_weights_only
-from .dist import die_with_launcher, leave_process_group, on_cpu
+from .dist import die_with_launcher, leave_process_group
 from .errors import UserError
 
 # default_scope -> name on PyPI, for the libraries that the configs of this package build on.
@@ -88,8 +88,6 @@ def load_config(args: argparse.Namespace) -> Config:
     if 'model' not in cfg:
         raise UserError(f'{args.config} has no model: it is not the config of a network')
     _require_scope(cfg, args.config)
-    if cfg.get('default_scope') == 'mmdet':
-        cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmcontext.ClassCountHook')]
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
@@ -120,19 +118,6 @@ def _require_scope(cfg: Config, path: str) -> None:
         raise UserError(
             f'config {path} needs {scope} (its default_scope), which cannot be imported here '
             f'({error}); install it with: pip install {_SCOPE_PACKAGES[scope]}') from error
-
-
-def set_dataloader_defaults(cfg: Config, *fields: str) -> None:
-    """Fill in what mmpretrain's own tools fill in for dataloaders of its scope."""
-    if cfg.get('default_scope') != 'mmpretrain':
-        return
-    for field in fields:
-        loader = cfg.get(field)
-        if loader is None:
-            continue
-        loader.setdefault('pin_memory', not on_cpu())
-        loader.setdefault('persistent_workers', loader.get('num_workers', 0) > 0)
-        loader.setdefault('collate_fn', dict(type='default_collate'))
 
 
 def run(main: Callable[[], None]) -> int:

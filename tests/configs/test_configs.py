@@ -9,10 +9,18 @@ import torch
 import yaml
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import HOOKS, MODELS, PARAM_SCHEDULERS, TRANSFORMS, DefaultScope
+from mmengine.registry import (
+    HOOKS,
+    MODELS,
+    PARAM_SCHEDULERS,
+    RUNNERS,
+    TRANSFORMS,
+    DefaultScope,
+)
 from torch import nn
 
 from mmcontext.engine.flops import build_model, config_complexity
+from mmcontext.engine.runner import ContextRunner
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(
@@ -89,6 +97,8 @@ def parameters(model: nn.Module) -> int:
 @pytest.mark.parametrize('name', CONFIGS)
 def test_config_builds(name, no_initial_values):
     cfg = load(name)
+    # Any program that starts it then has what the tools have.
+    assert RUNNERS.get(cfg.runner_type) is ContextRunner
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
         options = copy.deepcopy(cfg.optim_wrapper)

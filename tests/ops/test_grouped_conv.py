@@ -1,9 +1,12 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mmcontext.ops import explain_grouped_conv, grouped_conv2d
-from mmcontext.ops.grouped_conv import METHOD_VARIABLE, dense_refusal
+from mmcontext.ops import explain_grouped_conv, grouped_conv, grouped_conv2d
+from mmcontext.ops.grouped_conv import METHOD_VARIABLE
+from mmcontext.ops.native_library import UNAVAILABLE
 
 
 @pytest.mark.parametrize('groups, kernel, stride, padding', [
@@ -23,25 +26,37 @@ def test_dense_equals_grouped(groups, kernel, stride, padding):
 
 class OnGpu:
     """A map as if it were on a GPU."""
-    is_cuda, device = True, 'cuda:0'
+    is_cuda, device = True, SimpleNamespace(index=-1)
 
-    def __init__(self, channels, dtype=torch.bfloat16, last=True):
-        self.shape, self.dtype, self.last = (2, channels, 8, 8), dtype, last
+    def __init__(self, channels, size, dtype=torch.bfloat16, last=True):
+        self.shape, self.dtype, self.last = (64, channels, size, size), dtype, last
 
     def is_contiguous(self, memory_format):
         return self.last
 
 
-# Input and output channels, kernel, groups of the pyramids and of CoTNeXt.
-@pytest.mark.parametrize('channels, outputs, kernel, groups, dense', [
-    (64, 16, 9, 16, True), (64, 16, 7, 8, False), (64, 16, 5, 4, True), (128, 32, 9, 32, True),
-    (128, 64, 7, 8, True), (256, 64, 5, 64, True), (512, 256, 5, 64, False), (96, 96, 3, 8, True),
-    (64, 64, 3, 4, True), (256, 128, 5, 4, False), (192, 48, 1, 2, True)])
-def test_dense_where_it_was_measured_faster(channels, outputs, kernel, groups, dense):
+# Input and output channels, kernel, groups, size of networks, what is fastest by measurement, and
+# what is by estimate with kernels of our own.
+@pytest.mark.parametrize('channels, outputs, kernel, groups, size, measured, estimated', [
+    (64, 16, 9, 16, 56, 'dense', 'direct'), (64, 16, 5, 4, 56, 'grouped', 'direct'),
+    (128, 32, 9, 32, 56, 'dense', 'direct'), (128, 64, 7, 8, 28, 'dense', 'direct'),
+    (256, 64, 5, 64, 28, 'dense', 'direct'), (512, 256, 5, 64, 14, 'grouped', 'direct'),
+    (96, 96, 3, 8, 56, 'dense', 'direct'), (64, 64, 3, 4, 56, 'dense', 'direct'),
+    (256, 128, 5, 4, 14, 'dense', 'dense'), (192, 48, 1, 2, 56, 'dense', 'dense'),
+    (768, 768, 3, 8, 7, 'dense', 'dense'), (512, 512, 3, 4, 7, 'dense', 'dense')])
+def test_fastest_by_measurement_and_estimate(monkeypatch, channels, outputs, kernel, groups, size,
+                                             measured, estimated):
+    monkeypatch.setattr(grouped_conv, '_refusal_of_gpu', lambda index: '')
     weight = torch.empty(outputs, channels // groups, kernel, kernel)
-    assert (dense_refusal(OnGpu(channels), weight, groups) is None) == dense
-    for other in (OnGpu(channels, torch.float32), OnGpu(channels, last=False)):
-        assert 'it pays' in dense_refusal(other, weight, groups)
+    for other in (OnGpu(channels, size, torch.float32), OnGpu(channels, size, last=False)):
+        answer = explain_grouped_conv(other, weight, groups)
+        assert answer['chosen'] == 'grouped' and 'it pays' in answer['refused']['dense']
+    if not UNAVAILABLE:
+        assert explain_grouped_conv(OnGpu(channels, size), weight, groups)['chosen'] == estimated
+    monkeypatch.setattr(grouped_conv, '_refusal_of_gpu', lambda index: 'it is too old')
+    answer = explain_grouped_conv(OnGpu(channels, size), weight, groups)
+    assert answer['chosen'] == measured
+    assert answer['refused']['direct'] == (UNAVAILABLE or 'it is too old')
 
 
 def test_method_is_chosen_forced_and_explained(monkeypatch):
@@ -52,6 +67,9 @@ def test_method_is_chosen_forced_and_explained(monkeypatch):
     assert explain_grouped_conv(x, weight, 4)['chosen'] == 'dense'
     torch.testing.assert_close(grouped_conv2d(x, weight, padding=1, groups=4),
                                F.conv2d(x, weight, padding=1, groups=4), rtol=1e-5, atol=1e-5)
+    monkeypatch.setenv(METHOD_VARIABLE, 'direct')
+    with pytest.raises(RuntimeError, match="'direct' of grouped_conv2d cannot serve: .* cpu"):
+        grouped_conv2d(x, weight, padding=1, groups=4)
     monkeypatch.setenv(METHOD_VARIABLE, 'sparse')
     with pytest.raises(ValueError, match="MMCONTEXT_GROUPED_CONV .* got 'sparse'"):
         grouped_conv2d(x, weight, groups=4)
@@ -65,6 +83,7 @@ def test_layers_take_it_on_a_gpu_unless_somebody_looks(monkeypatch):
     class Map:
         is_cuda = True
 
+    monkeypatch.setattr(conv_norm, 'Tensor', Map)
     assert conv_norm._call_conv(conv, Map()) == 'dense'
     assert calls[0][1:] == (conv.weight, conv.bias, (1, 1), (1, 1), (1, 1), 4)
     conv.register_forward_pre_hook(lambda module, args: (torch.zeros(1, 8, 4, 4), ))

@@ -8,7 +8,7 @@ from mmengine.utils import ProgressBar
 
 from mmcontext.deployment.runtime import OnnxGraph, leave_images_raw, serve
 from mmcontext.engine.runner import make_runner
-from mmcontext.utils.cli import add_common_arguments, load_config, run, set_dataloader_defaults
+from mmcontext.utils.cli import add_common_arguments, load_config, run
 from mmcontext.utils.errors import UserError
 
 
@@ -42,7 +42,6 @@ def main() -> None:
     if graph.metadata['preprocess'] == 'in':
         leave_images_raw(cfg)
     cfg.load_from, cfg.resume = None, False
-    set_dataloader_defaults(cfg, 'test_dataloader')
     runner = make_runner(cfg)
     runner.register_hook(Progress())
     serve(runner.model, graph)

@@ -9,6 +9,7 @@ from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 
 from mmcontext.layers._modules import is_plain
+from mmcontext.layers.avg_pool import AvgPool2d
 from mmcontext.layers.blur_pool import BlurPool2d
 from mmcontext.layers.conv_norm import (
     ConvNormAct,
@@ -305,7 +306,7 @@ class ContextResNet(FreezableBackbone):
             pool = MaxPool2d(3, stride, padding=1)
             conv_stride = 1
         elif stride > 1 and self.shortcut_pool == 'avg':
-            pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
+            pool = AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
             conv_stride = 1
         if conv_stride > 1 or in_channels != out_channels:
             conv = nn.Conv2d(in_channels, out_channels, 1, stride=conv_stride, bias=False)

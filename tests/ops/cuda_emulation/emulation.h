@@ -12,6 +12,7 @@
 
 namespace mmcontext {
 template <int kBytes> struct Raw;
+struct BFloat16;
 }
 
 namespace emulation {
@@ -28,6 +29,9 @@ void async_copy(void* to, const void* from, int bytes, bool valid);
 void async_commit();
 void async_wait(int pending);
 void block_barrier();
+// By all threads of a warp together: mma and ldmatrix of the machine, element by element.
+void multiply_add(float* sums, const unsigned* a, const unsigned* b, bool is_bfloat16);
+void load_turned(const char* from, unsigned* to, int matrices);
 char* shared_memory();
 
 inline float exponential(float value) { return expf(value); }
@@ -41,12 +45,28 @@ template <int kBytes> void async_copy(void* to, const void* from, bool valid) {
   async_copy(to, from, kBytes, valid);
 }
 
+template <class T> constexpr bool is_bfloat16 = false;
+template <> constexpr bool is_bfloat16<mmcontext::BFloat16> = true;
+template <class T>
+void multiply_add(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  multiply_add(sums, a, b, is_bfloat16<T>);
+}
+inline void load_four_turned(const char* from, unsigned (&to)[4]) { load_turned(from, to, 4); }
+inline void load_two_turned(const char* from, unsigned (&to)[2]) { load_turned(from, to, 2); }
+
 template <int kPending> void async_wait() { async_wait(kPending); }
 
 template <int kBytes> mmcontext::Raw<kBytes> global_load(const void* from) {
   mmcontext::Raw<kBytes> value;
   memset(&value, 0xff, sizeof value);
   if (in_operand(from, kBytes, false)) memcpy(&value, from, kBytes);
+  return value;
+}
+
+template <int kBytes> mmcontext::Raw<kBytes> global_reload(const void* from) {
+  mmcontext::Raw<kBytes> value;
+  memset(&value, 0xff, sizeof value);
+  if (in_operand(from, kBytes, true)) memcpy(&value, from, kBytes);
   return value;
 }
 

@@ -18,7 +18,9 @@ STORAGES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 H200 = (90, 132, 232448, 233472)
 # Entry function -> its parameter's type.
 PARAMETERS = {'aggregate_general': 'GeneralParameters', 'aggregate_tiled': 'TiledParameters',
-              'batch_norm': 'BatchNormParameters'}
+              'batch_norm': 'BatchNormParameters', 'grouped_map': 'GroupedParameters',
+              'grouped_weight': 'GroupedParameters', 'grouped_sum': 'GroupedSumParameters',
+              'avg_pool': 'AvgPoolParameters', 'channel_gate': 'ChannelGateParameters'}
 
 
 class Launch(NamedTuple):

@@ -22,10 +22,15 @@ struct Range { uint64_t begin, end; bool writable; };
 
 struct Copy { void* to; const void* from; int bytes; bool valid; };
 
+enum class Wait { kNothing, kWarp, kBlock };
+
 struct Fiber {
   ucontext_t context;
   std::vector<char> stack;
   bool done = false;
+  Wait wait = Wait::kNothing;
+  unsigned exchanges = 0;                    // with the other threads of its warp
+  unsigned given[2][6];                      // to the last two of them
   std::vector<Copy> open;                    // copies since the last commit
   std::deque<std::vector<Copy>> groups;      // committed, oldest first
 };
@@ -106,9 +111,76 @@ void async_wait(int pending) {
 
 char* shared_memory() { return machine.shared.data(); }
 
-void block_barrier() {
+namespace {
+
+void wait_for(Wait what) {
   Fiber& self = *machine.running;
+  self.wait = what;
   swapcontext(&self.context, &machine.scheduler);
+}
+
+// Hands words to the warp; returns where those of its first thread are, when all have. They stay
+// until the exchange after the next.
+int exchange(const unsigned* words, int count) {
+  Fiber& self = *machine.running;
+  const int slot = self.exchanges++ % 2;
+  std::memcpy(self.given[slot], words, count * sizeof(unsigned));
+  wait_for(Wait::kWarp);
+  return slot;
+}
+
+const unsigned* given_by(unsigned lane, int slot) {
+  return machine.fibers[thread.x / 32 * 32 + lane].given[slot];
+}
+
+float widen_part(unsigned word, int part, bool is_bfloat16) {
+  const unsigned bits = word >> 16 * part & 0xffffu;
+  if (!is_bfloat16) return widen_half(static_cast<unsigned short>(bits));
+  const uint32_t all = bits << 16;
+  float value;
+  std::memcpy(&value, &all, sizeof value);
+  return value;
+}
+
+}  // namespace
+
+void block_barrier() { wait_for(Wait::kBlock); }
+
+// PTX, "Matrix Fragments for mma.m16n8k16 with floating point type": element (row, k) of a is in
+// thread 4 (row % 8) + k / 2 % 4, register 2 (k / 8) + row / 8; (k, column) of b in thread
+// 4 column + k / 2 % 4, register k / 8; (row, column) of the sums in thread
+// 4 (row % 8) + column / 2, register 2 (row / 8) + column % 2.
+void multiply_add(float* sums, const unsigned* a, const unsigned* b, bool is_bfloat16) {
+  const unsigned mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  const int slot = exchange(mine, 6);
+  const unsigned lane = thread.x % 32;
+  for (int i = 0; i < 4; ++i) {
+    const unsigned column = 2 * (lane % 4) + i % 2;
+    for (unsigned k = 0; k < 16; ++k) {
+      const unsigned* row = given_by(4 * (lane / 4) + k / 2 % 4, slot);
+      const unsigned* other = given_by(4 * column + k / 2 % 4, slot);
+      sums[i] += widen_part(row[2 * (k / 8) + i / 2], k % 2, is_bfloat16) *
+                 widen_part(other[4 + k / 8], k % 2, is_bfloat16);
+    }
+  }
+}
+
+void load_turned(const char* from, unsigned* to, int matrices) {
+  const unsigned lane = thread.x % 32;
+  if (int(lane) < 8 * matrices && !in_shared(from, 16)) from = machine.shared.data();
+  const uint64_t address = reinterpret_cast<uint64_t>(from);
+  const unsigned mine[2] = {unsigned(address), unsigned(address >> 32)};
+  const int slot = exchange(mine, 2);
+  for (int i = 0; i < matrices; ++i) {
+    to[i] = 0;
+    for (int e = 0; e < 2; ++e) {
+      const unsigned* words = given_by(8 * i + 2 * (lane % 4) + e, slot);
+      const char* row = reinterpret_cast<const char*>(uint64_t(words[1]) << 32 | words[0]);
+      unsigned short bits;
+      std::memcpy(&bits, row + 2 * (lane / 4), sizeof bits);
+      to[i] |= unsigned(bits) << 16 * e;
+    }
+  }
 }
 
 float widen_half(unsigned short bits) {
@@ -139,6 +211,23 @@ void enter() {
   swapcontext(&machine.running->context, &machine.scheduler);
 }
 
+// Runs a warp until all of its threads wait for the block, or are done.
+void run_warp(unsigned first, unsigned count, bool forwards) {
+  Machine& m = machine;
+  for (unsigned together = count; together == count && m.error.empty();) {
+    together = 0;
+    for (unsigned i = 0; i < count; ++i) {
+      thread.x = first + (forwards ? i : count - 1 - i);
+      Fiber& fiber = m.fibers[thread.x];
+      if (fiber.done) continue;
+      m.running = &fiber;
+      swapcontext(&m.scheduler, &fiber.context);
+      together += !fiber.done && fiber.wait == Wait::kWarp;
+    }
+    if (together != 0 && together != count) fail("a warp's threads went different ways");
+  }
+}
+
 // Threads run one after the other between barriers, forwards and backwards in turn, so that a
 // missing barrier shows in one direction or the other.
 void run_block(unsigned threads) {
@@ -149,6 +238,7 @@ void run_block(unsigned threads) {
     Fiber& fiber = m.fibers[i];
     fiber.stack.resize(64 * 1024);
     fiber.done = false;
+    fiber.exchanges = 0;
     fiber.open.clear();
     fiber.groups.clear();
     getcontext(&fiber.context);
@@ -159,17 +249,14 @@ void run_block(unsigned threads) {
   }
   bool forwards = (block.x + block.y + block.z) % 2 == 0;
   for (unsigned waiting = threads; waiting && m.error.empty(); forwards = !forwards) {
-    waiting = 0;
-    unsigned finished = 0;
-    for (unsigned i = 0; i < threads; ++i) {
-      thread.x = forwards ? i : threads - 1 - i;
-      Fiber& fiber = m.fibers[thread.x];
-      if (fiber.done) continue;
-      m.running = &fiber;
-      swapcontext(&m.scheduler, &fiber.context);
-      (fiber.done ? finished : waiting) += 1;
+    const unsigned warps = (threads + 31) / 32;
+    for (unsigned i = 0; i < warps; ++i) {
+      const unsigned first = 32 * (forwards ? i : warps - 1 - i);
+      run_warp(first, std::min(32u, threads - first), forwards);
     }
-    if (waiting && finished) fail("some threads left while others wait at a barrier");
+    waiting = 0;
+    for (const Fiber& fiber : m.fibers) waiting += !fiber.done;
+    if (waiting && waiting != threads) fail("some threads left while others wait at a barrier");
   }
   for (const Fiber& fiber : m.fibers) {
     if (!fiber.open.empty() || !fiber.groups.empty()) fail("copies were never waited for");

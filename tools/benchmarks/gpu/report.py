@@ -96,7 +96,8 @@ def _grouped(state: dict) -> str:
     cells, names = {}, []
     for row in _rows(state, 'grouped'):
         key = (', '.join(map(str, row['geometry'])), row['dtype'])
-        cells.setdefault(key, {})[row['way']] = f'{row["forward"]:.0f} / {row["both"]:.0f}'
+        cells.setdefault(key, {})[row['way']] = ' / '.join(
+            f'{row[name]:.0f}' for name in ('forward', 'grad_x', 'grad_weight'))
         if row['way'] not in names:
             names.append(row['way'])
     return _table(('channels, outputs, K, groups, stride, size', 'dtype', *names),
@@ -140,6 +141,8 @@ def _longest(state: dict) -> str:
 _SECTIONS = (
     ('operators', 'Aggregation: GPU us, forward / gradient of x / gradient of w', _operators),
     ('correctness', 'Correctness: largest error over the largest value', _correctness),
+    ('agreement', 'A training step by the kernels against torch: relative distances',
+     _plain('agreement')),
     ('norms', 'Batch norm, residual and activation in training: GPU us forward / backward',
      _plain('norms')),
     ('host', 'Host time of a call', _host),
@@ -153,7 +156,8 @@ _SECTIONS = (
     ('profiles', 'The longest kernels of a training step', _longest),
     ('graphs', 'Training with CudaGraphHook, contiguous images, bf16 AMP, batch 64',
      _plain('graphs')),
-    ('grouped', 'Grouped convolutions: GPU us forward / forward + backward, batch 64', _grouped),
+    ('grouped', 'Grouped convolutions: GPU us forward / gradient of x / of the weight, batch 64',
+     _grouped),
     ('continuous', 'Depth-wise convolutions of CKResNet-50: GPU us, bf16, batch 64 (channels, K, '
      'stride, size)', _plain('continuous')),
     ('detection', 'Detectors and segmentors, batch 2, fp16 AMP, milliseconds a step',

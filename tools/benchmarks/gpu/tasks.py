@@ -36,6 +36,7 @@ def _sanitizer(tool: str) -> Tuple[str, ...]:
 # (a) to (c) decide about the kernels and fit in four minutes; the rest is about networks.
 TASKS = (
     Task('correctness', 'a', 'gpu.correctness:main', 50),
+    Task('agreement', 'a', 'gpu.agreement:main', 45, needs=_NETWORKS),
     Task('operators', 'b', 'gpu.operators:main', 60),
     Task('norms', 'b', 'gpu.norms:main', 25),
     Task('host', 'b', 'gpu.steps:host', 30),

@@ -13,51 +13,12 @@
 // Passes 0 and 3 leave one sum a block; passes 1 and 4 add those in a fixed order, so that
 // the result is the same every time.
 #include "batch_norm.cuh"
-#include "primitives.cuh"
+#include "vectors.cuh"
 
 namespace mmcontext {
 
-using T = StorageOf<STORAGE>::type;
-constexpr int kVector = 16 / sizeof(T);
 // Channels and their shares of the sums, in a block of pass 1 or 4.
 constexpr int kColumns = 32, kShares = THREADS / kColumns;
-
-struct Values { float of[kVector]; };
-
-DEVICE Raw<16> load(unsigned long long map, long long element) {
-  return global_load<16>(reinterpret_cast<const T*>(map) + element);
-}
-
-DEVICE Values wide(const Raw<16>& raw) {
-  Values values;
-  widen_all<T>(raw, values.of);
-  return values;
-}
-
-DEVICE void store(unsigned long long map, long long element, const Values& values) {
-  struct alignas(16) { T of[kVector]; } narrowed;
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) narrow(values.of[i], narrowed.of[i]);
-  global_store<16>(reinterpret_cast<T*>(map) + element, bit_cast<Raw<16>>(narrowed));
-}
-
-DEVICE float load_float(unsigned long long vector, long long index) {
-  return bit_cast<float>(global_load<4>(reinterpret_cast<const float*>(vector) + index));
-}
-
-DEVICE void store_float(unsigned long long vector, long long index, float value) {
-  global_store<4>(reinterpret_cast<float*>(vector) + index, bit_cast<Raw<4>>(value));
-}
-
-DEVICE Values load_floats(unsigned long long vector, int channel) {
-  Values values;
-#pragma unroll
-  for (int i = 0; i < kVector; i += 4) {
-    widen_all<float>(global_load<16>(reinterpret_cast<const float*>(vector) + channel + i),
-                     values.of + i);
-  }
-  return values;
-}
 
 // The channels of a thread and the pixels that it shares with its block.
 struct Place {
@@ -85,12 +46,12 @@ struct Norm { Values mean, scale, shift; };
 DEVICE Norm norm_of(const BatchNormParameters& p, int channel) {
   Norm norm;
 #if BATCH
-  norm.mean = load_floats(p.saved, channel);
-  norm.scale = load_floats(p.saved, channel + 2 * p.channels);
-  norm.shift = load_floats(p.saved, channel + 3 * p.channels);
+  norm.mean = load_values<float>(p.saved, channel);
+  norm.scale = load_values<float>(p.saved, channel + 2 * p.channels);
+  norm.shift = load_values<float>(p.saved, channel + 3 * p.channels);
 #else
-  norm.mean = load_floats(p.running_mean, channel);
-  const Values variance = load_floats(p.running_variance, channel);
+  norm.mean = load_values<float>(p.running_mean, channel);
+  const Values variance = load_values<float>(p.running_variance, channel);
 #pragma unroll
   for (int i = 0; i < kVector; ++i) {
     const float weight = p.weight ? load_float(p.weight, channel + i) : 1.f;
@@ -101,8 +62,6 @@ DEVICE Norm norm_of(const BatchNormParameters& p, int channel) {
 #endif
   return norm;
 }
-
-DEVICE float sigmoid(float z) { return 1.f / (1.f + exponential(-z)); }
 
 DEVICE float activate(float z) {
 #if ACTIVATION == 1
@@ -132,33 +91,17 @@ DEVICE float before_activation(float grad, float x, float y, float scale, float 
 // Adds what the threads of a lane have; the sums of the block go to its line of `partial`.
 DEVICE void leave_sums(const BatchNormParameters& p, const Place& at, Values& first,
                        Values& second) {
-  float* const memory = reinterpret_cast<float*>(shared_memory());
-  const auto cell = [&](int k, int thread) { return memory + k * THREADS + thread; };
+  float sums[2 * kVector];
 #pragma unroll
   for (int k = 0; k < 2 * kVector; ++k) {
-    shared_store<4>(cell(k, threadIdx.x),
-                    bit_cast<Raw<4>>(k < kVector ? first.of[k] : second.of[k - kVector]));
+    sums[k] = k < kVector ? first.of[k] : second.of[k - kVector];
   }
-  for (int rows = at.rows; rows > 1;) {
-    const int half = (rows + 1) / 2;
-    block_barrier();
-    if (at.row < rows - half) {
-#pragma unroll
-      for (int k = 0; k < 2 * kVector; ++k) {
-        const float sum =
-            bit_cast<float>(shared_load<4>(cell(k, threadIdx.x))) +
-            bit_cast<float>(shared_load<4>(cell(k, threadIdx.x + half * p.lanes)));
-        shared_store<4>(cell(k, threadIdx.x), bit_cast<Raw<4>>(sum));
-      }
-    }
-    rows = half;
-  }
+  add_rows<2 * kVector, THREADS>(sums, at.row, at.rows, p.lanes);
   if (at.row || !at.used) return;
 #pragma unroll
   for (int k = 0; k < 2 * kVector; ++k) {
     const long long line = 2 * blockIdx.y + k / kVector;
-    store_float(p.partial, line * p.channels + at.channel + k % kVector,
-                bit_cast<float>(shared_load<4>(cell(k, threadIdx.x))));
+    store_float(p.partial, line * p.channels + at.channel + k % kVector, sums[k]);
   }
 }
 
@@ -344,8 +287,8 @@ DEVICE void make_gradient(const BatchNormParameters& p) {
   constexpr bool kWithX = BATCH || (kReadsX && !kDone);
   const Norm norm = norm_of(p, at.channel);
 #if BATCH
-  const Values of_x = load_floats(p.coefficients, at.channel + p.channels);
-  const Values of_one = load_floats(p.coefficients, at.channel + 2 * p.channels);
+  const Values of_x = load_values<float>(p.coefficients, at.channel + p.channels);
+  const Values of_one = load_values<float>(p.coefficients, at.channel + 2 * p.channels);
 #endif
   constexpr int kUnroll = 2;
   for (long long pixel = at.begin + at.row; pixel < at.end; pixel += kUnroll * at.rows) {

@@ -18,8 +18,12 @@ using emulation::async_wait;
 using emulation::block_barrier;
 using emulation::exponential;
 using emulation::global_load;
+using emulation::global_reload;
 using emulation::global_store;
 using emulation::inverse_root;
+using emulation::load_four_turned;
+using emulation::load_two_turned;
+using emulation::multiply_add;
 using emulation::narrow_bfloat16;
 using emulation::narrow_half;
 using emulation::shared_load;
@@ -77,6 +81,11 @@ template <int kBytes> DEVICE Raw<kBytes> global_load(const void* from) {
         : "=r"(to.word[0]), "=r"(to.word[1]), "=r"(to.word[2]), "=r"(to.word[3]) : "l"(from));
   }
   return to;
+}
+
+// What the same kernel stores to.
+template <int kBytes> DEVICE Raw<kBytes> global_reload(const void* from) {
+  return *static_cast<const Raw<kBytes>*>(from);
 }
 
 template <int kBytes> DEVICE void global_store(void* to, const Raw<kBytes>& value) {
@@ -154,6 +163,40 @@ DEVICE unsigned short narrow_bfloat16(float value) {
 DEVICE float exponential(float value) { return expf(value); }
 
 DEVICE float inverse_root(float value) { return 1.f / sqrtf(value); }
+
+// A warp's matrix product of half precision, sums += a b with a [16, 16] and b [16, 8]
+// (mma.m16n8k16): each thread has elements of both and of the sums.
+template <class T>
+DEVICE void multiply_add(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+  if constexpr (kIsBFloat16<T>) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+#endif
+}
+
+// A warp loads 4 or 2 matrices of 8 x 8 elements of 2 bytes and turns them over: lane i gives the
+// address of row i % 8 of matrix i / 8 and gets, of every matrix, the elements (2 (i % 4), i / 4)
+// and (2 (i % 4) + 1, i / 4).
+DEVICE void load_four_turned(const char* from, unsigned (&to)[4]) {
+  const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(from));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(place) : "memory");
+}
+
+DEVICE void load_two_turned(const char* from, unsigned (&to)[2]) {
+  const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(from));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+               : "=r"(to[0]), "=r"(to[1]) : "r"(place) : "memory");
+}
 
 #endif  // MMCONTEXT_EMULATION
 

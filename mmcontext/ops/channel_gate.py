@@ -1,0 +1,150 @@
+"""Maps whose channels are scaled, image by image, by what is made of their means.
+
+Squeeze-and-excitation, split attention and C-volution's gate. torch reads and writes a map up to
+five times for one of them, and launches a dozen kernels forwards; on GPUs, CUDA kernels for
+channels-last maps read it twice and write it once (``csrc/channel_gate.cpp``,
+``csrc/cuda/channel_gate.cu``).
+"""
+import os
+from typing import Callable, Dict, Optional, Union
+
+import torch
+from torch import Tensor
+
+from mmcontext.ops.conv_norm_act import channel_means
+from mmcontext.ops.native_library import UNAVAILABLE
+from mmcontext.ops.tracing import eager_refusal
+
+METHOD_VARIABLE = 'MMCONTEXT_CHANNEL_GATE'
+# 'null': all that the host does for a launch, on the CPU and without the launch.
+_METHODS = ('auto', 'cuda', 'torch', 'null')
+
+
+def _may_serve(x: Tensor, method: Optional[str]) -> bool:
+    """Whether the kernels are worth asking for."""
+    return (type(x) is Tensor and not UNAVAILABLE and method != 'torch'
+            and (x.is_cuda or (method or os.environ.get(METHOD_VARIABLE)) == 'null')
+            and eager_refusal() is None)
+
+
+def _checked_method(method: Optional[str]) -> str:
+    source = 'method' if method is not None else METHOD_VARIABLE
+    if method is None:
+        method = os.environ.get(METHOD_VARIABLE) or 'auto'
+    if method not in _METHODS:
+        raise ValueError(f'{source} must be one of {", ".join(_METHODS)}, got {method!r}')
+    return method
+
+
+def _refusal(x: Tensor, other: Optional[Tensor], on_host: bool) -> Optional[str]:
+    if UNAVAILABLE:
+        return UNAVAILABLE
+    if type(x) is not Tensor or type(other) not in (Tensor, type(None)):
+        return 'a map is of a subclass of Tensor'
+    return eager_refusal() or torch.ops.mmcontext_native.channel_gate_refusal(
+        x, other, on_host) or None
+
+
+def _insist(x: Tensor, other: Optional[Tensor], method: Optional[str]) -> None:
+    """Raise where a method is asked for by name that cannot serve or is unknown."""
+    if method is not None and _checked_method(method) in ('cuda', 'null'):
+        raise RuntimeError(f'method {method!r} of the channel gate cannot serve: '
+                           f'{_refusal(x, other, method == "null")}')
+
+
+def gate_by_means(x: Tensor, logits: Callable[[Tensor], Tensor], other: Optional[Tensor] = None,
+                  method: Optional[str] = None) -> Tensor:
+    """``x`` gated by a sigmoid, or mixed with another map by a softmax over the two.
+
+    Args:
+        x: Feature map [B, C, H, W].
+        logits: Makes [B, C, 1, 1] of the means [B, C, 1, 1] of ``x``; with ``other``
+            [B, 2 C, 1, 1] of those of the sum of both maps, the two of a channel side by side,
+            that of ``x`` first.
+        other: Map like ``x``; None for a gate.
+        method: 'auto': the CUDA kernels where they can serve, see :func:`explain_channel_gate`,
+            else torch's functions; 'cuda'; 'torch'; 'null': on the CPU, everything but the
+            launches (the result is not written), to measure the host. None for the environment
+            variable ``MMCONTEXT_CHANNEL_GATE``, or 'auto'.
+
+    Returns:
+        [B, C, H, W] in x's dtype.
+
+    Raises:
+        ValueError: The method is unknown.
+        RuntimeError: 'cuda' or 'null' cannot serve.
+    """
+    if other is not None and (type(x) is not Tensor or other.dtype != x.dtype):
+        other = other.to(x.dtype)
+    if _may_serve(x, method):
+        joined = torch.ops.mmcontext_native.gate_means(x, other, method or '')
+        if joined:
+            means, x, *rest = joined
+            return torch.ops.mmcontext_native.gate_channels(x, rest[0] if rest else None,
+                                                            logits(means))
+    _insist(x, other, method)
+    if other is None:
+        return x * logits(channel_means(x)).sigmoid()
+    pairs = logits(channel_means(x, other)).view(x.shape[0], -1, 2, 1, 1)
+    # A softmax over two is a sigmoid of their difference, and its use an interpolation: one
+    # pass over the features in place of three.
+    weight = torch.sigmoid(pairs[:, :, 0] - pairs[:, :, 1]).to(x.dtype)
+    return torch.lerp(other, x, weight)
+
+
+def gate_by_convolution(x: Tensor, weight: Tensor, groups: int, pixels: int,
+                        method: Optional[str] = None) -> Tensor:
+    """``x`` times the mean of its grouped convolution, of which every tap meets every pixel.
+
+    Args:
+        x: Feature map [B, C, H, W].
+        weight: [C, C / groups, Kh, Kw].
+        groups: Groups of the convolution.
+        pixels: Of the convolution's result, by which its mean divides.
+        method: As of :func:`gate_by_means`.
+
+    Returns:
+        [B, C, H, W] in x's dtype.
+
+    Raises: as :func:`gate_by_means`.
+    """
+    if _may_serve(x, method):
+        y = torch.ops.mmcontext_native.gate_by_convolution(x, weight, groups, pixels,
+                                                           method or '')
+        if y is not None:
+            return y
+    _insist(x, None, method)
+    return x * grouped_product(x.sum(dim=(2, 3)) / pixels, weight, groups)
+
+
+def grouped_product(vectors: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """What a grouped convolution makes of a map that is ``vectors`` [B, C] everywhere.
+
+    Args:
+        vectors: [B, C].
+        weight: [Co, C / groups, Kh, Kw].
+        groups: Groups of the convolution.
+
+    Returns:
+        [B, Co, 1, 1].
+    """
+    vectors = vectors.view(vectors.shape[0], groups, weight.shape[1])
+    taps = weight.sum(dim=(2, 3)).unflatten(0, (groups, -1))
+    # On the CPU a grouped convolution of one pixel takes several times as long.
+    return torch.einsum('bgi,goi->bgo', vectors, taps).flatten(1)[:, :, None, None]
+
+
+def explain_channel_gate(x: Tensor, other: Optional[Tensor] = None,
+                         method: Optional[str] = None) -> Dict[str, Union[str, Dict[str, str]]]:
+    """How :func:`gate_by_means` and :func:`gate_by_convolution` would serve a map, and why not
+    by the kernels.
+
+    Returns:
+        ``chosen``: 'cuda', 'null' or 'torch'; ``refused``: {'cuda': reason} where the kernels
+        cannot serve, else empty.
+    """
+    wanted = _checked_method(method)
+    reason = _refusal(x, other, wanted == 'null')
+    if wanted == 'auto':
+        wanted = 'torch' if reason else 'cuda'
+    return {'chosen': wanted, 'refused': {} if reason is None else {'cuda': reason}}

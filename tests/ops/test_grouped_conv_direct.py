@@ -1,0 +1,135 @@
+"""The direct kernels of narrow groups, emulated on the CPU, against float64."""
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmcontext.ops import grouped_conv2d
+from mmcontext.ops.grouped_conv import METHOD_VARIABLE
+from mmcontext.ops.native_library import UNAVAILABLE
+
+pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason='installed without a compiler')
+HALF, BF16 = torch.float16, torch.bfloat16
+# Largest error over the largest value: of one rounding of the result.
+TOLERANCE = {HALF: 1e-3, BF16: 8e-3}
+
+
+def inside(values, dtype):
+    """A channels-last map whose neighbours in memory are NaN."""
+    batch, channels, rows, cols = values.shape
+    around = torch.full((batch + 2, rows, cols, channels + 16), float('nan'), dtype=dtype)
+    around[1:-1, ..., 8:-8] = values.permute(0, 2, 3, 1)
+    return around[1:-1, ..., 8:-8].permute(0, 3, 1, 2)
+
+
+def check(dtype, size, outputs, kernel, groups, stride=1, bias=False, last=False):
+    torch.manual_seed(0)
+    x = torch.randn(size).to(dtype)
+    w = torch.randn(outputs, size[1] // groups, kernel, kernel).to(dtype)
+    operands = [x, w] + [torch.randn(outputs).to(dtype)] * bias
+    exact = [t.double().requires_grad_() for t in operands]
+    expected = F.conv2d(exact[0], exact[1], exact[2] if bias else None, stride, kernel // 2, 1,
+                        groups)
+    cotangent = torch.randn(expected.shape).to(dtype)
+    wanted = [expected, *torch.autograd.grad(expected, exact, cotangent.double())]
+    if last:
+        operands[1] = w.contiguous(memory_format=torch.channels_last)
+    operands[0] = inside(x, dtype)
+    operands = [t.requires_grad_() for t in operands]
+    y = grouped_conv2d(operands[0], operands[1], operands[2] if bias else None, stride,
+                       kernel // 2, 1, groups, method='null')
+    actual = [y, *torch.autograd.grad(y, operands, inside(cotangent, dtype))]
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    for name, a, e in zip(('y', 'x', 'w', 'bias'), actual, wanted):
+        error = (a.double() - e).abs().max() / e.abs().max()
+        assert error <= TOLERANCE[dtype], f'{name}: {error:.1e}'
+
+
+@pytest.mark.parametrize('case', [
+    (BF16, (2, 64, 17, 19), 16, 9, 16), (HALF, (1, 32, 12, 14), 8, 5, 8, 2),
+    (BF16, (1, 64, 9, 10), 16, 7, 8), (BF16, (2, 32, 16, 13), 8, 7, 4, 2, True),
+    (HALF, (3, 64, 7, 7), 16, 5, 4, 1, True, True), (BF16, (1, 32, 10, 9), 16, 7, 2),
+    (BF16, (2, 24, 8, 8), 24, 3, 2), (HALF, (1, 64, 7, 5), 64, 3, 2, 1, False, True)], ids=str)
+def test_kernels_equal_float64(emulated, case):
+    check(*case)
+    assert [entry for _, _, entry in emulated] == ['grouped_map', 'grouped_map',
+                                                   'grouped_weight', 'grouped_sum']
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_pyramid_equals_its_levels(emulated, stride):
+    from mmcontext.layers import PyConv2d
+    layer = PyConv2d(64, 64, stride=stride, groups=(1, 2, 8, 16)).double()
+    values = torch.randn(2, 64, 9, 10).to(BF16)
+    cotangent = torch.randn(2, 64, *(-(-n // stride) for n in (9, 10))).to(BF16)
+    for parameter in layer.parameters():
+        parameter.data = parameter.data.to(BF16).double()
+    x = values.double().requires_grad_()
+    operands = (x, *layer.parameters())
+    wanted = [layer(x)]
+    wanted += torch.autograd.grad(wanted[0], operands, cotangent.double())
+    assert not emulated
+    layer.to(BF16)
+    x = inside(values, BF16).contiguous(memory_format=torch.channels_last).requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(METHOD_VARIABLE, 'null')
+        y = layer(x)
+    actual = [y, *torch.autograd.grad(y, (x, *layer.parameters()), cotangent)]
+    # The level of two groups is estimated to be faster dense at stride 2.
+    direct = 4 - stride
+    assert [entry for _, _, entry in emulated] == [
+        *['grouped_map'] * direct, *['grouped_weight', 'grouped_sum', 'grouped_map'] * direct]
+    for a, e in zip(actual, wanted):
+        # The gradient of x is rounded after each level.
+        assert (a.double() - e).abs().max() <= 3 * TOLERANCE[BF16] * e.abs().max()
+
+
+def test_operator_is_registered_whole(emulated):
+    op = torch.ops.mmcontext.grouped_conv_direct.default
+    x = torch.randn(1, 8, 5, 6).to(BF16).contiguous(memory_format=torch.channels_last)
+    w = torch.randn(8, 2, 3, 3, requires_grad=True)
+    with torch.autocast('cpu', BF16):
+        y = op(x.float(), w, None, 2, 4, 'null')
+    assert y.dtype == BF16 and torch.autograd.grad(y.sum(), w)[0].dtype == torch.float32
+    torch.testing.assert_close(y, op(x, w.to(BF16), None, 2, 4, ''), rtol=2e-2, atol=2e-2)
+    if hasattr(torch.library, 'opcheck'):  # torch 2.4
+        torch.library.opcheck(op, (x.float(), w, None, 2, 4, ''))
+    # Derivatives of the gradients are those of standard functions.
+    x, w = x.requires_grad_(), w.detach().to(BF16).requires_grad_()
+    launches = len(emulated)
+    grad, = torch.autograd.grad(op(x, w, None, 1, 4, 'null').sum(), w, create_graph=True)
+    assert len(emulated) == launches + 1
+    expected, = torch.autograd.grad(F.conv2d(x, w, None, 1, 1, 1, 4).sum(), w, create_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(grad.square().sum(), x),
+                               torch.autograd.grad(expected.square().sum(), x))
+
+
+@pytest.mark.parametrize('geometry, reason', [
+    (dict(dilation=2, padding=2), 'dilation 1 and padding 1'), (dict(padding=0), 'padding 1'),
+    (dict(padding=1, stride=(1, 2)), 'square kernels and strides'),
+    (dict(padding=1, stride=3), 'strides of 1 and 2')], ids=str)
+def test_other_geometries_are_refused(geometry, reason):
+    x, w = torch.randn(1, 8, 6, 6).to(HALF), torch.randn(8, 2, 3, 3).to(HALF)
+    with pytest.raises(RuntimeError, match=f'cannot serve: .*{reason}'):
+        grouped_conv2d(x, w, groups=4, method='null', **geometry)
+    with pytest.raises(RuntimeError, match='half precision'):
+        grouped_conv2d(x.float(), w.float(), None, 1, 1, 1, 4, method='null')
+
+
+@pytest.mark.parametrize('sizes, reason', [
+    ((3, 1, 8, 3), 'are odd'), ((2, 1, 4, 3), 'multiple of 8'), ((4, 4, 8, 11), 'kernels of 3'),
+    ((256, 256, 4, 3), 'registers')], ids=str)
+def test_other_groups_are_refused(sizes, reason):
+    assert reason in torch.ops.mmcontext_native.grouped_conv_refusal(*sizes, 1)
+
+
+def test_every_geometry_of_the_networks_is_planned():
+    # Channels of a group, groups, kernel of PyConvResNet, PyConvHGResNet and CoTNeXt.
+    for channels, outputs, groups, kernel in (
+            (4, 1, 16, 9), (8, 2, 8, 7), (16, 4, 4, 5), (16, 8, 8, 7), (32, 8, 4, 5), (4, 1, 32, 3),
+            (4, 1, 32, 5), (4, 1, 32, 7), (4, 1, 32, 9), (8, 2, 32, 3), (4, 1, 64, 5),
+            (4, 2, 64, 7), (16, 8, 32, 3), (8, 4, 64, 5), (32, 32, 32, 3), (12, 12, 8, 3)):
+        for stride in (1, 2):
+            geometry = (channels, outputs, groups, kernel, stride)
+            assert not torch.ops.mmcontext_native.grouped_conv_refusal(*geometry), geometry
+            times = torch.ops.mmcontext_native.grouped_conv_microseconds(*geometry, 64, 28, 28, -1)
+            assert max(times) < 200, geometry
