@@ -120,6 +120,16 @@ def test_calls_that_sample_leave_what_is_kept():
 
 
 @torch.no_grad()
+def test_a_kept_kernel_follows_the_switch_of_cropping():
+    layer, x = SeparableFlexConv1d(2, 2, 33, kernel_cfg=KERNEL).eval(), torch.randn(1, 2, 40)
+    layer(x)
+    for crop, taps in ((False, 33), (True, 5)):
+        layer.crop = crop
+        assert layer.kernel.current()[0].shape == (2, 1, taps)
+        layer(x)
+
+
+@torch.no_grad()
 def test_capturing_first_is_refused(capturing):
     x = torch.randn(1, 4, 8, 8)
     fresh, rescaled, loaded = (
