@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmcontext.layers import (
@@ -19,6 +20,7 @@ from mmcontext.layers import (
 )
 from mmcontext.models.backbones import CKResNet
 from mmcontext.ops.fft_conv import choice
+from mmcontext.ops.tracing import is_capturing
 
 KERNEL = dict(hidden_channels=4, num_layers=2, omega_0=2.)
 
@@ -157,6 +159,11 @@ def test_an_eager_run_makes_ready_for_capture(capturing):
     with capturing():
         y = layer(x)
     assert torch.equal(y, expected)
+
+
+def test_stand_ins_for_a_gpus_tensors_capture_nothing():
+    with FakeTensorMode():
+        assert not is_capturing(torch.empty(2, device='cuda'))
 
 
 def test_what_a_graph_reads_stays_alive(capturing):
