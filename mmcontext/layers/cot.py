@@ -4,11 +4,14 @@ import torch
 from torch import Tensor, nn
 
 from mmcontext.layers._geometry import DynamicKernelLayer, IntPair, same_padding
-from mmcontext.layers.conv_norm import conv_norm_act, run_together
+from mmcontext.layers._modules import is_plain
+from mmcontext.layers.conv_norm import ConvNormAct, conv_norm_act, run_together
 from mmcontext.layers.norms import build_norm
-from mmcontext.ops import local_aggregation
 from mmcontext.ops.avg_pool import avg_pool2d
 from mmcontext.ops.channel_gate import gate_by_means
+from mmcontext.ops.local_aggregation.by_rows import span_by_rows, wants_rows
+from mmcontext.ops.local_aggregation.in_parts import aggregate_in_parts
+from mmcontext.ops.pair_conv import join_maps, products
 from mmcontext.registry import MODELS
 
 _SHARE_CHANNELS = 8
@@ -90,25 +93,40 @@ class CoT2d(DynamicKernelLayer):
         attention = max(half, 32)
         self.attend = nn.Sequential(conv_norm_act(in_channels, attention, 1, norm_cfg, relu),
                                     nn.Conv2d(attention, 2 * in_channels, 1))
-        self._kernel_shape = (kernel_groups // cardinality, taps)
+        self._kernel_shape = (kernel_groups, taps)
 
-    def _join(self, x: Tensor, key: Tensor) -> Tensor:
-        """[B, 2 C, H, W]: one after the other, or channel by channel for grouped embeddings."""
-        if self.cardinality == 1:
-            return torch.cat((x, key), dim=1)
-        return torch.stack((x, key), dim=2).flatten(1, 2)
+    def _embed(self, x: Tensor, key: Tensor) -> Tensor:
+        """The embedding [B, C / 2, H, W] of both, without joining them where that is faster."""
+        embed = self.embed
+        conv = embed.part('conv')
+        if is_plain(embed, ConvNormAct) and is_plain(conv, nn.Conv2d) and conv.bias is None:
+            y = products(x, key, conv.weight, self.cardinality)
+            if y is not None:
+                return run_together(y, None, embed.part('norm'), embed.part('act'))
+        return embed(join_maps(x, key, self.cardinality))
+
+    def _kernels(self, r: Tensor) -> Tensor:
+        """The kernels [B, groups * taps, H, W] of an embedding."""
+        span, norm = self.span, self.span_norm
+        if not (wants_rows(r) and r.shape[2] * r.shape[3] > 1 and is_plain(span, nn.Conv2d)
+                and is_plain(norm, nn.GroupNorm)):
+            return run_together(r, span, norm)
+        weight = span.weight.flatten(1)
+        if span.groups > 1:
+            weight = torch.block_diag(*weight.chunk(span.groups))
+        w = span_by_rows(r, weight, span.bias)
+        # (Not group_norm, which autocast runs in float32: two passes more over the kernels.)
+        return torch.native_group_norm(w, norm.weight.to(w.dtype), norm.bias.to(w.dtype),
+                                       w.shape[0], w.shape[1], w.shape[2] * w.shape[3],
+                                       norm.num_groups, norm.eps)[0]
 
     def _aggregate(self, value: Tensor, kernels: Tensor) -> Tensor:
-        values, kernels = (t.chunk(self.cardinality, 1) for t in (value, kernels))
-        parts = []
-        for half in range(self.cardinality):
-            # (Not unflatten: behind it the ONNX exporter takes all sizes for constants.)
-            k = kernels[half]
-            k = k.view(k.shape[0], *self._kernel_shape, k.shape[2], k.shape[3])
-            parts.append(local_aggregation(values[half], k, self.kernel_size,
-                                           padding=self.padding, dilation=self.dilation,
-                                           share='interleaved'))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        # (Not unflatten: behind it the ONNX exporter takes all sizes for constants.)
+        w = kernels.view(kernels.shape[0], *self._kernel_shape, kernels.shape[2],
+                         kernels.shape[3])
+        return aggregate_in_parts(value, w, self.cardinality, self.kernel_size,
+                                  padding=self.padding, dilation=self.dilation,
+                                  share='interleaved')
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""
@@ -116,7 +134,7 @@ class CoT2d(DynamicKernelLayer):
         if self.stride != (1, 1):
             x = avg_pool2d(x, 3, self.stride, padding=1)
         key = self.key(x)
-        kernels = run_together(self.embed(self._join(x, key)), self.span, self.span_norm)
+        kernels = self._kernels(self._embed(x, key))
         dynamic = run_together(self._aggregate(self.value(x), kernels), norm=self.norm,
                                act=self.act)
         return self.finish(gate_by_means(dynamic, self.attend, key))

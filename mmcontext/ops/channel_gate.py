@@ -5,51 +5,16 @@ five times for one of them, and launches a dozen kernels forwards; on GPUs, CUDA
 channels-last maps read it twice and write it once (``csrc/channel_gate.cpp``,
 ``csrc/cuda/channel_gate.cu``).
 """
-import os
 from typing import Callable, Dict, Optional, Union
 
 import torch
 from torch import Tensor
 
 from mmcontext.ops.conv_norm_act import channel_means
-from mmcontext.ops.native_library import UNAVAILABLE
-from mmcontext.ops.tracing import eager_refusal
+from mmcontext.ops.kernel_switch import KernelSwitch
 
 METHOD_VARIABLE = 'MMCONTEXT_CHANNEL_GATE'
-# 'null': all that the host does for a launch, on the CPU and without the launch.
-_METHODS = ('auto', 'cuda', 'torch', 'null')
-
-
-def _may_serve(x: Tensor, method: Optional[str]) -> bool:
-    """Whether the kernels are worth asking for."""
-    return (type(x) is Tensor and not UNAVAILABLE and method != 'torch'
-            and (x.is_cuda or (method or os.environ.get(METHOD_VARIABLE)) == 'null')
-            and eager_refusal() is None)
-
-
-def _checked_method(method: Optional[str]) -> str:
-    source = 'method' if method is not None else METHOD_VARIABLE
-    if method is None:
-        method = os.environ.get(METHOD_VARIABLE) or 'auto'
-    if method not in _METHODS:
-        raise ValueError(f'{source} must be one of {", ".join(_METHODS)}, got {method!r}')
-    return method
-
-
-def _refusal(x: Tensor, other: Optional[Tensor], on_host: bool) -> Optional[str]:
-    if UNAVAILABLE:
-        return UNAVAILABLE
-    if type(x) is not Tensor or type(other) not in (Tensor, type(None)):
-        return 'a map is of a subclass of Tensor'
-    return eager_refusal() or torch.ops.mmcontext_native.channel_gate_refusal(
-        x, other, on_host) or None
-
-
-def _insist(x: Tensor, other: Optional[Tensor], method: Optional[str]) -> None:
-    """Raise where a method is asked for by name that cannot serve or is unknown."""
-    if method is not None and _checked_method(method) in ('cuda', 'null'):
-        raise RuntimeError(f'method {method!r} of the channel gate cannot serve: '
-                           f'{_refusal(x, other, method == "null")}')
+_switch = KernelSwitch('the channel gate', METHOD_VARIABLE, 'channel_gate_refusal')
 
 
 def gate_by_means(x: Tensor, logits: Callable[[Tensor], Tensor], other: Optional[Tensor] = None,
@@ -76,13 +41,13 @@ def gate_by_means(x: Tensor, logits: Callable[[Tensor], Tensor], other: Optional
     """
     if other is not None and (type(x) is not Tensor or other.dtype != x.dtype):
         other = other.to(x.dtype)
-    if _may_serve(x, method):
+    if _switch.may_serve(x, method):
         joined = torch.ops.mmcontext_native.gate_means(x, other, method or '')
         if joined:
             means, x, *rest = joined
             return torch.ops.mmcontext_native.gate_channels(x, rest[0] if rest else None,
                                                             logits(means))
-    _insist(x, other, method)
+    _switch.insist(method, x, other)
     if other is None:
         return x * logits(channel_means(x)).sigmoid()
     pairs = logits(channel_means(x, other)).view(x.shape[0], -1, 2, 1, 1)
@@ -108,12 +73,12 @@ def gate_by_convolution(x: Tensor, weight: Tensor, groups: int, pixels: int,
 
     Raises: as :func:`gate_by_means`.
     """
-    if _may_serve(x, method):
+    if _switch.may_serve(x, method):
         y = torch.ops.mmcontext_native.gate_by_convolution(x, weight, groups, pixels,
                                                            method or '')
         if y is not None:
             return y
-    _insist(x, None, method)
+    _switch.insist(method, x, None)
     return x * grouped_product(x.sum(dim=(2, 3)) / pixels, weight, groups)
 
 
@@ -143,8 +108,4 @@ def explain_channel_gate(x: Tensor, other: Optional[Tensor] = None,
         ``chosen``: 'cuda', 'null' or 'torch'; ``refused``: {'cuda': reason} where the kernels
         cannot serve, else empty.
     """
-    wanted = _checked_method(method)
-    reason = _refusal(x, other, wanted == 'null')
-    if wanted == 'auto':
-        wanted = 'torch' if reason else 'cuda'
-    return {'chosen': wanted, 'refused': {} if reason is None else {'cuda': reason}}
+    return _switch.explain(method, x, other)

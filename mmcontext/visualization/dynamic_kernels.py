@@ -6,6 +6,7 @@ from torch import Tensor
 
 from mmcontext.layers import CoT2d, Involution2d
 from mmcontext.ops.conv_norm_act import channel_means
+from mmcontext.ops.pair_conv import join_maps
 
 KINDS = (Involution2d, CoT2d)
 
@@ -49,7 +50,7 @@ def _of_cot(layer: CoT2d, x: Tensor) -> DynamicKernels:
     if layer.stride != (1, 1):
         x = torch.nn.functional.avg_pool2d(x, 3, layer.stride, padding=1)
     key = layer.key(x)
-    kernels = layer.span_norm(layer.span(layer.embed(layer._join(x, key))))
+    kernels = layer.span_norm(layer.span(layer.embed(join_maps(x, key, layer.cardinality))))
     dynamic = layer.act(layer.norm(layer._aggregate(layer.value(x), kernels)))
     both = layer.attend(channel_means(dynamic, key)).view(layer.in_channels, 2)
     return DynamicKernels(kernels[0].unflatten(0, (-1, *layer.kernel_size)),

@@ -1,6 +1,7 @@
 """Gates of channels by the CUDA kernels, emulated on the CPU."""
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from mmcontext.ops.channel_gate import (
     METHOD_VARIABLE,
@@ -94,6 +95,24 @@ def test_gradients_of_gradients(emulated, maps):
         seconds.append(torch.autograd.grad(sum(t.square().sum() for t in firsts), leaves))
     for a, e in zip(*seconds):
         torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=1e-4)
+
+
+@needs_library
+def test_checkpointed_gates_have_the_same_gradients(emulated):
+    x, other, grad = _maps(torch.float32, 3)
+    matrix = torch.randn(24, 48) / 5
+    found = []
+    for checkpointed in (True, False):
+        leaves = [t.detach().clone().requires_grad_() for t in (x, other, matrix)]
+
+        def gated(x, other, matrix):
+            # (A map of its own in front, as in a layer.)
+            return gate_by_means(x * 2, lambda m: (m.flatten(1) @ matrix)[:, :, None, None],
+                                 other * 3, 'null')
+
+        y = checkpoint(gated, *leaves, use_reentrant=False) if checkpointed else gated(*leaves)
+        found.append(torch.autograd.grad(y, leaves, grad))
+    assert all(map(torch.equal, *found))
 
 
 def test_gradcheck_of_the_reference():

@@ -258,8 +258,9 @@ struct Gated : torch::autograd::Function<Gated> {
     Tensor of_logits;
     Maps of;
     if (at::GradMode::is_enabled()) {
-      if (joined) {
-        const variable_list before = means_behind(maps)->ctx_.get_saved_variables();
+      // (Hooks on saved tensors may have left no graph behind them.)
+      if (MeansNode* const node = joined ? means_behind(maps) : nullptr) {
+        const variable_list before = node->ctx_.get_saved_variables();
         maps = {before[0], before[1]};
       }
       const Tensor s = composed_scale(logits, maps.x, other), &grad = grads[0];

@@ -28,7 +28,7 @@ def span_by_rows(r: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     Args:
         r: [B, Cr, H, W].
-        weight: [Co, Cr, 1, 1].
+        weight: [Co, Cr] or [Co, Cr, 1, 1].
         bias: [Co]. It is a column of the weight: to add it afterwards would read and write the
             result once more.
 

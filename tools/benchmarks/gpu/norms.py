@@ -56,6 +56,18 @@ def error(found: Tuple[Tensor, ...], expected: Tuple[Tensor, ...]) -> float:
     return worst
 
 
+def judge(record: Record, what: str, runs: Tuple[Tuple[Tensor, ...], ...],
+          expected: Tuple[Tensor, ...], tolerance: float) -> float:
+    """The error of the first of two runs; a failure where it is too large or the runs differ."""
+    found, again = runs
+    value = error(found, expected)
+    if not value <= tolerance:
+        record.fail(what, f'error {value:.1e}')
+    if not all(map(torch.equal, found, again)):
+        record.fail(what, 'two runs differ')
+    return value
+
+
 def check(record: Record, device: str, method: str) -> None:
     """All forms against float64 on the same device, and twice the same bits."""
     worst: Dict[str, float] = {}
@@ -64,15 +76,11 @@ def check(record: Record, device: str, method: str) -> None:
         what = f'norm {shape} {dtype} {activation} residual={residual} training={training}'
         with record.attempt(what):
             maps, vectors = operands(shape, getattr(torch, dtype), device, residual)
-            found, again = (run(maps, vectors, training, activation, method) for _ in range(2))
+            runs = tuple(run(maps, vectors, training, activation, method) for _ in range(2))
             expected = run([t.double() for t in maps], [t.double() for t in vectors], training,
                            activation, 'torch')
-            value = error(found, expected)
+            value = judge(record, what, runs, expected, _TOLERANCE[dtype])
             worst[dtype] = max(worst.get(dtype, 0.), value)
-            if not value <= _TOLERANCE[dtype]:
-                record.fail(what, f'error {value:.1e}')
-            if not all(map(torch.equal, found, again)):
-                record.fail(what, 'two runs differ')
     record.note(worst=worst)
 
 

@@ -27,7 +27,7 @@ _KINDS: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
     ('reductions', ('reduce', 'softmax', 'SoftMax')),
     ('pooling', ('pool', )),
     ('casts and copies', ('copy', 'Memcpy', 'CatArray')),
-    ('elementwise', ('elementwise', 'fill', 'Memset', 'where', 'Functor')),
+    ('elementwise', ('elementwise', 'channel_gate', 'fill', 'Memset', 'where', 'Functor')),
 )
 
 

@@ -141,10 +141,12 @@ def _longest(state: dict) -> str:
 _SECTIONS = (
     ('operators', 'Aggregation: GPU us, forward / gradient of x / gradient of w', _operators),
     ('correctness', 'Correctness: largest error over the largest value', _correctness),
-    ('agreement', 'A training step by the kernels against torch: relative distances',
+    ('agreement', 'A training step: relative distances from float64',
      _plain('agreement')),
     ('norms', 'Batch norm, residual and activation in training: GPU us forward / backward',
      _plain('norms')),
+    ('gates', 'Gates, pools and convolutions of two maps, bf16: GPU us forward / backward',
+     _plain('gates')),
     ('host', 'Host time of a call', _host),
     ('host_steps', 'Host time of a training step of narrow networks, batch 8',
      _plain('host_steps')),

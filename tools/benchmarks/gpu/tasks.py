@@ -39,6 +39,7 @@ TASKS = (
     Task('agreement', 'a', 'gpu.agreement:main', 45, needs=_NETWORKS),
     Task('operators', 'b', 'gpu.operators:main', 60),
     Task('norms', 'b', 'gpu.norms:main', 25),
+    Task('gates', 'b', 'gpu.gates:main', 25),
     Task('host', 'b', 'gpu.steps:host', 30),
     Task('fused', 'b', 'gpu.fused:main', 20),
     Task('first_step', 'b', 'gpu.steps:first_step', 45, needs=_NETWORKS),

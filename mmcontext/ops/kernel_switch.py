@@ -1,0 +1,68 @@
+"""The choice between CUDA kernels for channels-last maps and torch's functions."""
+import os
+from typing import Dict, Optional, Union
+
+import torch
+from torch import Tensor
+
+from mmcontext.ops.native_library import UNAVAILABLE
+from mmcontext.ops.tracing import eager_refusal
+
+# 'null': all that the host does for a launch, on the CPU and without the launch.
+METHODS = ('auto', 'cuda', 'torch', 'null')
+
+
+class KernelSwitch:
+    """How an operator is served: by its argument ``method``, or by an environment variable.
+
+    Args:
+        operator: Its name in messages.
+        variable: The environment variable that stands in for ``method=None``.
+        refusal: Name of the C++ function that says why the kernels cannot serve, '' where they
+            can; its last argument is whether the CPU stands for a GPU.
+    """
+
+    def __init__(self, operator: str, variable: str, refusal: str) -> None:
+        self.operator = operator
+        self.variable = variable
+        self._refusal = refusal
+
+    def may_serve(self, x: Tensor, method: Optional[str]) -> bool:
+        """Whether the kernels are worth asking for."""
+        return (type(x) is Tensor and not UNAVAILABLE and method != 'torch'
+                and (x.is_cuda or (method or os.environ.get(self.variable)) == 'null')
+                and eager_refusal() is None)
+
+    def requested(self, method: Optional[str]) -> str:
+        """The method that an argument, or the environment in its place, asks for."""
+        source = 'method' if method is not None else self.variable
+        if method is None:
+            method = os.environ.get(self.variable) or 'auto'
+        if method not in METHODS:
+            raise ValueError(f'{source} must be one of {", ".join(METHODS)}, got {method!r}')
+        return method
+
+    def refusal(self, on_host: bool, *operands) -> Optional[str]:
+        """Why the kernels cannot serve the C++ function's operands, or None."""
+        if UNAVAILABLE:
+            return UNAVAILABLE
+        if any(isinstance(t, Tensor) and type(t) is not Tensor for t in operands):
+            return 'an operand is of a subclass of Tensor'
+        return eager_refusal() or getattr(torch.ops.mmcontext_native, self._refusal)(
+            *operands, on_host) or None
+
+    def insist(self, method: Optional[str], *operands) -> None:
+        """Raise where torch's functions are about to serve and a method by name forbids it."""
+        if method is not None and self.requested(method) in ('cuda', 'null'):
+            raise RuntimeError(f'method {method!r} of {self.operator} cannot serve: '
+                               f'{self.refusal(method == "null", *operands)}')
+
+    def explain(self, method: Optional[str],
+                *operands) -> Dict[str, Union[str, Dict[str, str]]]:
+        """``chosen``: 'cuda', 'null' or 'torch'; ``refused``: {'cuda': reason} where the kernels
+        cannot serve, else empty."""
+        wanted = self.requested(method)
+        reason = self.refusal(wanted == 'null', *operands)
+        if wanted == 'auto':
+            wanted = 'torch' if reason else 'cuda'
+        return {'chosen': wanted, 'refused': {} if reason is None else {'cuda': reason}}

@@ -1,0 +1,67 @@
+"""Whole layers on the ways that they take on a GPU, the kernels emulated on the CPU."""
+import copy
+
+import pytest
+import torch
+
+from mmcontext.layers import CoT2d, CVolution2d, Involution2d, SplitAttentionConv2d, cot
+from mmcontext.layers.avg_pool import AvgPool2d
+from mmcontext.ops import avg_pool, batch_norm_act, channel_gate, pair_conv
+from mmcontext.ops.local_aggregation.backends import BACKEND_VARIABLE
+from mmcontext.ops.native_library import UNAVAILABLE
+
+pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason='installed without a compiler')
+# With the kernels that each must launch in a step, the aggregation's included.
+LAYERS = {
+    'CoT2d': (lambda: CoT2d(32), {'batch_norm', 'channel_gate', 'local_aggregation'}),
+    'CoT2d, stride 2': (lambda: CoT2d(16, 24, stride=2, bias=True),
+                        {'batch_norm', 'channel_gate', 'local_aggregation', 'avg_pool'}),
+    'CoXt': (lambda: CoT2d(32, cardinality=2),
+             {'batch_norm', 'channel_gate', 'local_aggregation'}),
+    'SplitAttentionConv2d': (lambda: SplitAttentionConv2d(16), {'batch_norm', 'channel_gate'}),
+    'CVolution2d': (lambda: CVolution2d(32, kernel_size=5, stride=2, gate_groups=4),
+                    {'batch_norm', 'channel_gate', 'local_aggregation', 'avg_pool'}),
+    'Involution2d': (lambda: Involution2d(32, kernel_size=3, stride=2),
+                     {'batch_norm', 'local_aggregation', 'avg_pool'}),
+    'AvgPool2d': (lambda: AvgPool2d(2, ceil_mode=True, count_include_pad=False), {'avg_pool'}),
+}
+
+
+@pytest.fixture
+def on_gpu(emulated, monkeypatch):
+    for variable in (BACKEND_VARIABLE, avg_pool.METHOD_VARIABLE, batch_norm_act.METHOD_VARIABLE,
+                     channel_gate.METHOD_VARIABLE, pair_conv.METHOD_VARIABLE):
+        monkeypatch.setenv(variable, 'null')
+    monkeypatch.setattr(cot, 'wants_rows', lambda r: True)
+    return emulated
+
+
+def _step(layer, x, grad=None):
+    x = x.detach().requires_grad_()
+    y = layer(x)
+    grad = torch.randn_like(y) if grad is None else grad.to(y.dtype)
+    return grad, [y, *torch.autograd.grad(y, [x, *layer.parameters()], grad)]
+
+
+@pytest.mark.parametrize('name', LAYERS)
+def test_layers_equal_float64(name, on_gpu, monkeypatch):
+    torch.manual_seed(0)
+    make, kernels = LAYERS[name]
+    layer = make()
+    wide = copy.deepcopy(layer).double()
+    channels = getattr(layer, 'in_channels', 16)
+    x = torch.randn(3, channels, 7, 6).contiguous(memory_format=torch.channels_last)
+    grad, actual = _step(layer, x)
+    assert kernels <= {source.split('.')[0] for source, *_ in on_gpu}
+    if name.startswith('Co'):
+        assert actual[0].is_contiguous(memory_format=torch.channels_last)
+    for variable in (BACKEND_VARIABLE, avg_pool.METHOD_VARIABLE, batch_norm_act.METHOD_VARIABLE,
+                     channel_gate.METHOD_VARIABLE, pair_conv.METHOD_VARIABLE):
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr(cot, 'wants_rows', lambda r: False)
+    _, expected = _step(wide, x.double(), grad)
+    for a, e in zip(actual, expected):
+        # (Of a bias in front of a batch norm it is rounding.)
+        assert (a - e).abs().max() <= 1e-4 * e.abs().max().clamp_min(1)
+    for a, e in zip(layer.buffers(), wide.buffers()):
+        torch.testing.assert_close(a.double(), e.double(), rtol=1e-4, atol=1e-5)
