@@ -20,7 +20,7 @@ from mmcontext.ops.native_library import UNAVAILABLE
 from mmcontext.ops.tracing import in_torch_func, is_compiling, is_exporting, is_observed
 
 METHOD_VARIABLE = 'MMCONTEXT_GROUPED_CONV'
-_METHODS = ('auto', 'grouped', 'dense', 'direct', 'null')
+_METHODS = ('auto', 'library', 'grouped', 'dense', 'direct', 'null')
 _HALF = (torch.float16, torch.bfloat16)
 _Pair = Union[int, str, Sequence[int]]
 
@@ -197,9 +197,9 @@ def _requested(method: Optional[str]) -> str:
 def _method(x: Tensor, weight: Tensor, stride: _Pair, padding: _Pair, dilation: _Pair,
             groups: int, method: Optional[str]) -> str:
     method = _requested(method)
-    if method == 'auto':
+    if method in ('auto', 'library'):
         times, _ = _ways(x, weight, stride, padding, dilation, groups)
-        return min(times, key=times.get)
+        return min((way for way in times if method == 'auto' or way != 'direct'), key=times.get)
     if method in ('direct', 'null'):
         reason = _direct_refusal(x, weight, stride, padding, dilation, groups)
         if reason is None and x.is_cuda != (method == 'direct'):
@@ -236,10 +236,11 @@ def grouped_conv2d(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None,
     """``torch.nn.functional.conv2d``, by the fastest of three ways on a GPU.
 
     Args: as ``conv2d``, and
-        method: 'grouped': as it is; 'dense': one group whose weight has zeros; 'direct': kernels
-            of our own for narrow groups, half precision and channels-last maps on NVIDIA GPUs
-            (an infinite value makes its neighbours' results NaN); 'null': those without their
-            launches, on the CPU, to time the host; 'auto' or None: the fastest by estimate, see
+        method: 'grouped': as it is; 'dense': one group whose weight has zeros; 'library': the
+            faster of these two by estimate; 'direct': kernels of our own for narrow groups, half
+            precision and channels-last maps on NVIDIA GPUs (an infinite value makes its
+            neighbours' results NaN); 'null': those without their launches, on the CPU, to time
+            the host; 'auto' or None: the fastest of all by estimate, see
             :func:`explain_grouped_conv`. The environment variable ``MMCONTEXT_GROUPED_CONV``
             stands in for None.
 
@@ -292,8 +293,10 @@ def conv_pyramid(x: Tensor, convolutions: Sequence[Tuple], method: Optional[str]
     Returns:
         [B, sum of Co, Ho, Wo]; None where they are to be called one by one.
     """
+    if is_compiling():
+        return None
     method = _requested(method)
-    if method in ('grouped', 'dense') or x.is_cuda == (method == 'null'):
+    if method in ('library', 'grouped', 'dense') or x.is_cuda == (method == 'null'):
         return None
     if _dtype(x) not in _HALF or not x.is_contiguous(memory_format=torch.channels_last):
         return None
@@ -306,7 +309,7 @@ def conv_pyramid(x: Tensor, convolutions: Sequence[Tuple], method: Optional[str]
     if ways is None:
         return None
     weights, paddings, dilations, all_groups, direct = [], [], [], [], []
-    for way, (weight, _, stride, padding, dilation, groups) in zip(ways, convolutions):
+    for way, (weight, _, _, padding, dilation, groups) in zip(ways, convolutions):
         if way == 'dense':
             weight, groups = dense_weight(weight.to(_dtype(x)), groups), 1
         weights.append(weight)
@@ -314,7 +317,7 @@ def conv_pyramid(x: Tensor, convolutions: Sequence[Tuple], method: Optional[str]
         dilations.append(dilation[0])
         all_groups.append(groups)
         direct.append(int(way == 'direct'))
-    return _pyramid(x, weights, stride[0], paddings, dilations, all_groups, direct,
+    return _pyramid(x, weights, convolutions[0][2][0], paddings, dilations, all_groups, direct,
                     'null' if method == 'null' else '')
 
 

@@ -53,6 +53,8 @@ def test_fastest_by_measurement_and_estimate(monkeypatch, channels, outputs, ker
         assert answer['chosen'] == 'grouped' and 'it pays' in answer['refused']['dense']
     if not UNAVAILABLE:
         assert explain_grouped_conv(OnGpu(channels, size), weight, groups)['chosen'] == estimated
+        assert explain_grouped_conv(OnGpu(channels, size), weight, groups,
+                                    'library')['chosen'] == measured
     monkeypatch.setattr(grouped_conv, '_refusal_of_gpu', lambda index: 'it is too old')
     answer = explain_grouped_conv(OnGpu(channels, size), weight, groups)
     assert answer['chosen'] == measured

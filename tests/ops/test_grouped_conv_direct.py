@@ -1,10 +1,13 @@
 """The direct kernels of narrow groups, emulated on the CPU, against float64."""
+import ctypes
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mmcontext.ops import grouped_conv2d
+from mmcontext.ops import grouped_conv, grouped_conv2d, kernel_cache
 from mmcontext.ops.grouped_conv import METHOD_VARIABLE
+from mmcontext.ops.local_aggregation import cuda
 from mmcontext.ops.native_library import UNAVAILABLE
 
 pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason='installed without a compiler')
@@ -45,22 +48,42 @@ def check(dtype, size, outputs, kernel, groups, stride=1, bias=False, last=False
 
 
 @pytest.mark.parametrize('case', [
-    (BF16, (2, 64, 17, 19), 16, 9, 16), (HALF, (1, 32, 12, 14), 8, 5, 8, 2),
-    (BF16, (1, 64, 9, 10), 16, 7, 8), (BF16, (2, 32, 16, 13), 8, 7, 4, 2, True),
-    (HALF, (3, 64, 7, 7), 16, 5, 4, 1, True, True), (BF16, (1, 32, 10, 9), 16, 7, 2),
-    (BF16, (2, 24, 8, 8), 24, 3, 2), (HALF, (1, 64, 7, 5), 64, 3, 2, 1, False, True)], ids=str)
+    (BF16, (1, 32, 17, 19), 8, 9, 8), (HALF, (1, 32, 12, 14), 8, 5, 8, 2),
+    (BF16, (2, 32, 11, 6), 8, 7, 4, 2, True), (HALF, (1, 64, 7, 7), 16, 5, 4, 1, True, True),
+    (BF16, (1, 24, 8, 8), 24, 3, 2), (HALF, (1, 64, 7, 5), 64, 3, 2, 1, False, True)], ids=str)
 def test_kernels_equal_float64(emulated, case):
     check(*case)
     assert [entry for _, _, entry in emulated] == ['grouped_map', 'grouped_map',
                                                    'grouped_weight', 'grouped_sum']
 
 
+class OneBlock:
+    """An emulated kernel of which one block does all the work of a set of groups."""
+
+    def __init__(self, library, entry):
+        self.library, self.entry, self.parameter_size = library, entry, library.parameter_size
+
+    def launch(self, grid, block, shared, parameters, *ranges):
+        if self.entry == 'grouped_sum':
+            ctypes.c_int.from_address(parameters.value + 32).value = 1  # parts
+        else:
+            grid[0] = 1
+        return self.library.launch(grid, block, shared, parameters, *ranges)
+
+
+def test_a_block_goes_from_part_to_part(emulated, emulator, monkeypatch):
+    compiled = emulator._compile_kernel
+    monkeypatch.setattr(emulator, '_compile_kernel',
+                        lambda kernel: OneBlock(compiled(kernel), kernel[2]))
+    check(HALF, (3, 32, 12, 14), 8, 5, 8, 2)
+
+
 @pytest.mark.parametrize('stride', [1, 2])
-def test_pyramid_equals_its_levels(emulated, stride):
+def test_pyramid_equals_its_levels(emulated, monkeypatch, stride):
     from mmcontext.layers import PyConv2d
-    layer = PyConv2d(64, 64, stride=stride, groups=(1, 2, 8, 16)).double()
-    values = torch.randn(2, 64, 9, 10).to(BF16)
-    cotangent = torch.randn(2, 64, *(-(-n // stride) for n in (9, 10))).to(BF16)
+    layer = PyConv2d(32, 32, stride=stride, groups=(1, 2, 4, 8)).double()
+    values = torch.randn(1, 32, 6, 9).to(BF16)
+    cotangent = torch.randn(1, 32, *(-(-n // stride) for n in (6, 9))).to(BF16)
     for parameter in layer.parameters():
         parameter.data = parameter.data.to(BF16).double()
     x = values.double().requires_grad_()
@@ -70,17 +93,25 @@ def test_pyramid_equals_its_levels(emulated, stride):
     assert not emulated
     layer.to(BF16)
     x = inside(values, BF16).contiguous(memory_format=torch.channels_last).requires_grad_()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(METHOD_VARIABLE, 'null')
-        y = layer(x)
+    monkeypatch.setenv(METHOD_VARIABLE, 'null')
+    monkeypatch.setattr(grouped_conv, 'estimated_microseconds', lambda x, weight, stride, groups,
+                        *_: {'dense' if groups == 2 else 'direct': 1.})
+    y = layer(x)
     actual = [y, *torch.autograd.grad(y, (x, *layer.parameters()), cotangent)]
-    # The level of two groups is estimated to be faster dense at stride 2.
-    direct = 4 - stride
     assert [entry for _, _, entry in emulated] == [
-        *['grouped_map'] * direct, *['grouped_weight', 'grouped_sum', 'grouped_map'] * direct]
+        *['grouped_map'] * 2, *['grouped_weight', 'grouped_sum', 'grouped_map'] * 2]
     for a, e in zip(actual, wanted):
         # The gradient of x is rounded after each level.
         assert (a.double() - e).abs().max() <= 3 * TOLERANCE[BF16] * e.abs().max()
+
+
+@pytest.mark.skipif(not torch.version.cuda, reason='torch is built without CUDA')
+def test_kernels_compile(emulated, tmp_path, monkeypatch):
+    monkeypatch.setenv(kernel_cache.CACHE_VARIABLE, str(tmp_path))
+    check(HALF, (1, 16, 5, 5), 8, 3, 4)
+    for source, defines, _ in emulated:
+        for target in ('sm_80', 'compute_90'):
+            assert cuda.compile_kernel(source, defines, target)
 
 
 def test_operator_is_registered_whole(emulated):
@@ -125,9 +156,10 @@ def test_other_groups_are_refused(sizes, reason):
 def test_every_geometry_of_the_networks_is_planned():
     # Channels of a group, groups, kernel of PyConvResNet, PyConvHGResNet and CoTNeXt.
     for channels, outputs, groups, kernel in (
-            (4, 1, 16, 9), (8, 2, 8, 7), (16, 4, 4, 5), (16, 8, 8, 7), (32, 8, 4, 5), (4, 1, 32, 3),
-            (4, 1, 32, 5), (4, 1, 32, 7), (4, 1, 32, 9), (8, 2, 32, 3), (4, 1, 64, 5),
-            (4, 2, 64, 7), (16, 8, 32, 3), (8, 4, 64, 5), (32, 32, 32, 3), (12, 12, 8, 3)):
+            (4, 1, 16, 9), (8, 2, 8, 7), (16, 4, 4, 5), (16, 8, 8, 7), (32, 8, 4, 5),
+            (4, 1, 32, 3), (4, 1, 32, 5), (4, 1, 32, 7), (4, 1, 32, 9), (8, 2, 32, 3),
+            (4, 1, 64, 5), (4, 2, 64, 7), (16, 8, 32, 3), (8, 4, 64, 5), (32, 32, 32, 3),
+            (12, 12, 8, 3)):
         for stride in (1, 2):
             geometry = (channels, outputs, groups, kernel, stride)
             assert not torch.ops.mmcontext_native.grouped_conv_refusal(*geometry), geometry

@@ -87,7 +87,9 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
     ctx->saved_data["on_host"] = on_host;
     const bool with_bias = bias.has_value() && bias->defined();
     ctx->saved_data["bias"] = with_bias;
-    if (takes_grouped(x, on_host)) expect_grouped_gradients(x, w, with_bias, {stride, groups, on_host});
+    if (takes_grouped(x, on_host)) {
+      expect_grouped_gradients(x, w, with_bias, {stride, groups, on_host});
+    }
     return forward_op().call(x, w, bias, stride, groups, on_host ? "null" : "");
   }
 
