@@ -21,7 +21,8 @@ from mmengine.registry import Registry
 # Their modules are imported when the name is first asked for, because importing mmdet or
 # mmseg takes seconds and neither has to be installed.
 _OPTIONAL_MODELS = {
-    'LinearClsHead': ('mmpretrain', 'mmpretrain', 'mmcontext.models.heads.linear_cls_head'),
+    **dict.fromkeys(('DropoutClsHead', 'LinearClsHead'),
+                    ('mmpretrain', 'mmpretrain', 'mmcontext.models.heads.dropout_cls_head')),
     'BinaryClsHead': ('mmpretrain', 'mmpretrain', 'mmcontext.models.heads.binary_cls_head'),
     'ContextRPNHead': ('mmdet', 'mmdet', 'mmcontext.models.heads.context_rpn_head'),
     'ContextFCNMaskHead': ('mmdet', 'mmdet', 'mmcontext.models.heads.context_fcn_mask_head'),

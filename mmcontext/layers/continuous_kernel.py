@@ -233,8 +233,9 @@ class ContinuousKernel(nn.Module):
     def current(self) -> Tuple[Tensor, Window]:
         """The kernel to use now, and its window; kept between calls where that is safe."""
         inputs = [] if self.training or not self.cache else self.inputs()
-        if not inputs or self._must_sample(inputs):
+        if self.training:
             self._kept.clear()
+        if not inputs or self._must_sample(inputs):
             window = self.window()
             return self(window), window
         key = (self._length, self._resolution, inputs[0].device, [t.dtype for t in inputs],

@@ -58,6 +58,17 @@ class MaskedKernel(ContinuousKernel):
             self.register_buffer('mask_mean', mean)
         self.register_buffer('mask_threshold', torch.full((1, ), float(mask['threshold'])))
 
+    @property
+    def crop(self) -> bool:
+        """Whether taps are left out."""
+        return self._crops
+
+    @crop.setter
+    def crop(self, value: bool) -> None:
+        self._crops = value
+        self._known_window = None
+        self._kept.clear()
+
     def inputs(self) -> List[Tensor]:
         """Every tensor that the sampled kernel is a function of."""
         return [*super().inputs(), self.mask_width, self.mask_mean, self.mask_threshold]

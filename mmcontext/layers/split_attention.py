@@ -9,8 +9,9 @@ from mmcontext.ops.channel_gate import gate_by_means
 from mmcontext.registry import MODELS
 
 
-@MODELS.register_module()
-class SplitAttentionConv2d(ContextLayer):
+# The second name is that of version 0.1.
+@MODELS.register_module(name=['SplitAttention2d', 'SplitAttentionConv2d'])
+class SplitAttention2d(ContextLayer):
     """Split-attention convolution of radix 1: a convolution that gates its own channels.
 
     From "ResNeSt: Split-Attention Networks", https://arxiv.org/abs/2004.08955; SE-CoTNetD uses

@@ -44,7 +44,8 @@ def is_recording() -> bool:
 def is_capturing(tensor: Tensor) -> bool:
     """Whether work on a tensor goes into a CUDA graph, during which nothing can be read from it
     and what is allocated belongs to the graph."""
-    return (not is_compiling() and tensor.is_cuda
+    # (Stand-ins for tensors of a GPU may be where there is none.)
+    return (not is_compiling() and tensor.is_cuda and torch.cuda.is_initialized()
             and torch.cuda.is_current_stream_capturing())
 
 

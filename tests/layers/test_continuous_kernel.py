@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmcontext.layers import (
@@ -19,6 +20,7 @@ from mmcontext.layers import (
 )
 from mmcontext.models.backbones import CKResNet
 from mmcontext.ops.fft_conv import choice
+from mmcontext.ops.tracing import is_capturing
 
 KERNEL = dict(hidden_channels=4, num_layers=2, omega_0=2.)
 
@@ -104,6 +106,31 @@ def test_captured_steps_only_compute(training, capturing):
     torch.testing.assert_close(y, expected)
 
 
+def test_calls_that_sample_leave_what_is_kept():
+    layer, x = CKConv2d(2, 2, 3, kernel_cfg=KERNEL).eval(), torch.randn(1, 2, 8, 8)
+    with torch.no_grad():
+        layer(x)
+        kept = layer.kernel.current()[0]
+    layer(x).sum().backward()
+    layer.cache = False
+    with torch.no_grad():
+        layer(x)
+        layer.cache = True
+        assert layer.kernel.current()[0] is kept
+    layer.train()(x)
+    assert not layer.kernel._kept
+
+
+@torch.no_grad()
+def test_a_kept_kernel_follows_the_switch_of_cropping():
+    layer, x = SeparableFlexConv1d(2, 2, 33, kernel_cfg=KERNEL).eval(), torch.randn(1, 2, 40)
+    layer(x)
+    for crop, taps in ((False, 33), (True, 5)):
+        layer.crop = crop
+        assert layer.kernel.current()[0].shape == (2, 1, taps)
+        layer(x)
+
+
 @torch.no_grad()
 def test_capturing_first_is_refused(capturing):
     x = torch.randn(1, 4, 8, 8)
@@ -132,6 +159,11 @@ def test_an_eager_run_makes_ready_for_capture(capturing):
     with capturing():
         y = layer(x)
     assert torch.equal(y, expected)
+
+
+def test_stand_ins_for_a_gpus_tensors_capture_nothing():
+    with FakeTensorMode():
+        assert not is_capturing(torch.empty(2, device='cuda'))
 
 
 def test_what_a_graph_reads_stays_alive(capturing):

@@ -10,12 +10,12 @@ from mmcontext.layers import (
     CVolution2d,
     Involution2d,
     PyConv2d,
-    SplitAttentionConv2d,
+    SplitAttention2d,
 )
 from mmcontext.layers.blur_pool import BlurPool2d
 from mmcontext.layers.max_pool import MaxPool2d
 
-LAYERS = [CoConv2d, PyConv2d, CoT2d, Involution2d, CVolution2d, SplitAttentionConv2d]
+LAYERS = [CoConv2d, PyConv2d, CoT2d, Involution2d, CVolution2d, SplitAttention2d]
 DYNAMIC = [CoT2d, Involution2d, CVolution2d]
 
 
@@ -193,7 +193,7 @@ def test_max_pool_is_that_of_torch_in_the_layout_of_its_input(grad):
         assert pooled.requires_grad == grad
 
 
-@pytest.mark.parametrize('layer', [*DYNAMIC, SplitAttentionConv2d])
+@pytest.mark.parametrize('layer', [*DYNAMIC, SplitAttention2d])
 def test_bad_inputs_are_named(layer):
     for shape in ((32, 9, 9), (1, 16, 9, 9)):
         with pytest.raises(ValueError, match=rf'input of {layer.__name__} must be \[B, 32, H, W\]'):

@@ -7,7 +7,7 @@ import torch.nn.utils.prune as prune
 from common import COMPILES
 from torch import nn
 
-from mmcontext.layers import CoT2d, SplitAttentionConv2d
+from mmcontext.layers import CoT2d, SplitAttention2d
 from mmcontext.layers.conv_norm import run_together
 from mmcontext.layers.norms import build_norm, fit_norm_cfg, normalise
 
@@ -114,7 +114,7 @@ def test_one_value_in_all_processes_leaves_the_statistics(monkeypatch):
 @COMPILES
 @pytest.mark.parametrize('norm_cfg', [dict(type='BN'), dict(type='IN', affine=True),
                                       dict(type='GN', num_groups=32)], ids=lambda c: c['type'])
-@pytest.mark.parametrize('layer', [CoT2d, SplitAttentionConv2d])
+@pytest.mark.parametrize('layer', [CoT2d, SplitAttention2d])
 def test_one_image_compiles(layer, norm_cfg):
     torch._dynamo.reset()
     module, x = layer(32, norm_cfg=norm_cfg).double(), torch.randn(1, 32, 5, 5).double()

@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from common import COMPILES
 
 from mmcontext.ops.fft_conv import (
     METHOD_VARIABLE,
+    choose_method,
     clear_measurements,
     convolve,
     direct_conv,
@@ -14,6 +16,7 @@ from mmcontext.ops.fft_conv import (
     fast_fft_size,
     fft_conv,
 )
+from mmcontext.ops.fft_conv.geometry import conv_geometry
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -171,33 +174,41 @@ def depthwise():
     return torch.randn(1, 2, 40), torch.randn(2, 1, 9)
 
 
+def chosen(x, w, method=None):
+    return choose_method(x, w, conv_geometry(x, w, padding='same', groups=x.shape[1]), method)
+
+
 def test_choice_is_measured_and_remembered(depthwise):
     x, w = depthwise
-    first = explain_method(x, w, padding='same', groups=2, method='auto')
+    first = chosen(x, w, method='measure')
     assert first.reason == 'measured on these shapes'
     fastest = min(first.fft_seconds, first.direct_seconds)
     assert fastest == (first.fft_seconds if first.method == 'fft' else first.direct_seconds)
-    assert explain_method(x, w, padding='same', groups=2, method='auto') is first
+    assert chosen(x, w, method='measure') is first
 
 
 def test_choice_distinguishes_training(depthwise):
     x, w = depthwise
-    inference = explain_method(x, w, padding='same', groups=2, method='auto')
-    training = explain_method(x, w.requires_grad_(), padding='same', groups=2, method='auto')
+    inference = chosen(x, w, method='measure')
+    training = chosen(x, w.requires_grad_(), method='measure')
     assert training is not inference
 
 
 def test_nothing_is_measured_unless_asked_for(depthwise):
     x, w = depthwise
-    assert explain_method(
-        x, w, padding='same', groups=2).reason == 'predicted by the cost model (the default)'
+    for method in (None, 'auto'):
+        assert chosen(x, w, method).reason.startswith('predicted by the cost model')
+    answer = explain_method(x, w, padding='same', groups=2)
+    [other] = {'fft', 'direct'} - {answer['chosen']}
+    assert re.fullmatch(r'predicted by the cost model \(the default\): fft .* ms, direct .* ms',
+                        answer['refused'][other])
 
 
 def test_hopeless_ways_are_not_tried():
     clear_measurements()
     # Never computed: the tensor would need minutes.
     x, w = torch.zeros(1, 1, 1).expand(64, 512, 20000), torch.zeros(1, 1, 1).expand(512, 1, 20001)
-    choice = explain_method(x, w, padding='same', groups=512, method='auto')
+    choice = chosen(x, w, 'measure')
     assert choice.method == 'fft' and 'too slow to try' in choice.reason
 
 
@@ -205,7 +216,7 @@ def test_choice_does_not_touch_random_state_or_gradients(depthwise):
     x, w = depthwise
     w.requires_grad_()
     state = torch.get_rng_state()
-    convolve(x, w, padding='same', groups=2, method='auto')
+    convolve(x, w, padding='same', groups=2, method='measure')
     assert torch.equal(state, torch.get_rng_state())
     assert w.grad is None
 
@@ -213,11 +224,13 @@ def test_choice_does_not_touch_random_state_or_gradients(depthwise):
 @pytest.mark.parametrize('forced', ['fft', 'direct'])
 def test_environment_forces_a_way(depthwise, monkeypatch, forced):
     monkeypatch.setenv(METHOD_VARIABLE, forced)
-    choice = explain_method(*depthwise, padding='same', groups=2)
-    assert choice.method == forced and METHOD_VARIABLE in choice.reason
+    answer = explain_method(*depthwise, padding='same', groups=2)
+    [(other, reason)] = answer['refused'].items()
+    assert {other, forced} == {'fft', 'direct'} and METHOD_VARIABLE in reason
+    assert answer['chosen'] == forced
     # The argument goes before the environment.
-    assert explain_method(*depthwise, padding='same', groups=2,
-                          method='model').reason.startswith('predicted')
+    for method in ('auto', 'model'):
+        assert chosen(*depthwise, method).reason.startswith('predicted')
 
 
 def test_unknown_method_is_named(depthwise, monkeypatch):
@@ -231,7 +244,7 @@ def test_unknown_method_is_named(depthwise, monkeypatch):
 def test_deterministic_mode_predicts(depthwise):
     torch.use_deterministic_algorithms(True)
     try:
-        choice = explain_method(*depthwise, padding='same', groups=2)
+        choice = chosen(*depthwise, 'measure')
     finally:
         torch.use_deterministic_algorithms(False)
     assert choice.reason.startswith('predicted by the cost model')

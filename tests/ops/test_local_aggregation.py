@@ -150,9 +150,13 @@ def test_a_backend_is_forced_and_explained(monkeypatch):
     monkeypatch.setenv('MMCONTEXT_BACKEND', 'torch')
     assert explain(x, w, 3, padding=1)['chosen'] == 'torch'
     assert explain(x, w, 3, padding=1, backend='reference')['chosen'] == 'reference'
+    assert explain(x, w, 3, padding=1, backend='auto')['chosen'] in ('native', 'torch')
     monkeypatch.setenv('MMCONTEXT_BACKEND', 'cupy')
-    with pytest.raises(ValueError, match="'cupy' is not a backend.*'torch'"):
+    with pytest.raises(ValueError, match="variable MMCONTEXT_BACKEND must be one of auto, .*torch"
+                                         ".* got 'cupy'"):
         local_aggregation(x, w, 3, padding=1)
+    with pytest.raises(ValueError, match="argument backend must be one of .* got 'cutlass'"):
+        local_aggregation(x, w, 3, padding=1, backend='cutlass')
 
 
 def test_standard_operators_leave_no_custom_operator():

@@ -40,7 +40,7 @@ LAYERS = {
     'CoT2d': lambda c: _layer('CoT2d', c),
     'CoConv2d': lambda c: _layer('CoConv2d', c),
     'PyConv2d': lambda c: _layer('PyConv2d', c, levels=2),
-    'SplitAttentionConv2d': lambda c: _layer('SplitAttentionConv2d', c),
+    'SplitAttention2d': lambda c: _layer('SplitAttention2d', c),
     'SeparableFlexConv2d': lambda c: _layer('SeparableFlexConv2d', c, kernel_size=9),
 }
 

@@ -3,7 +3,7 @@ model = dict(
     backbone=dict(type='mmcontext.CoTNet', depth=50, drop_path_rate=0.1),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
-        type='mmcontext.LinearClsHead',
+        type='mmcontext.DropoutClsHead',
         num_classes=1000,
         in_channels=2048,
         dropout=0.25,

@@ -79,4 +79,4 @@ class SECoTNetD(CoTNet):
     def _spatial_cfg(self, stage: int, index: int) -> dict:
         if stage == 3 or (stage == 2 and index % 2 == 0):
             return super()._spatial_cfg(stage, index)
-        return dict(type='mmcontext.SplitAttentionConv2d', norm_cfg=self.norm_cfg)
+        return dict(type='mmcontext.SplitAttention2d', norm_cfg=self.norm_cfg)

@@ -1,11 +1,12 @@
 """Argument checks, the choice among the ways to serve, and the public entry."""
 import os
-from typing import Dict, Optional, Tuple, Union
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from mmcontext.ops import native_library
+from mmcontext.ops.choice import AUTO, Explanation, cannot_serve, explanation, requested
 from mmcontext.ops.conv_norm_act.arguments import ACTIVATIONS, Convolution, Norm
 from mmcontext.ops.conv_norm_act.operator import run_compiled
 from mmcontext.ops.conv_norm_act.reference import compose
@@ -13,8 +14,7 @@ from mmcontext.ops.tracing import is_compiling, is_observed, is_transformed
 
 METHOD_VARIABLE = 'MMCONTEXT_CONV_NORM_ACT'
 # 'own' and 'library' say whose convolution the compiled operator takes.
-_COMPILED = ('auto', 'own', 'library')
-_METHODS = (*_COMPILED, 'torch')
+_METHODS = ('own', 'library', 'torch')
 
 
 def _is_autocast() -> bool:
@@ -45,12 +45,7 @@ def refusal(x: Tensor) -> Optional[str]:
 
 
 def _requested(method: Optional[str]) -> str:
-    source = 'method' if method is not None else METHOD_VARIABLE
-    if method is None:
-        method = os.environ.get(METHOD_VARIABLE) or 'auto'
-    if method not in _METHODS:
-        raise ValueError(f'{source} must be one of {", ".join(_METHODS)}, got {method!r}')
-    return method
+    return requested('method', method, METHOD_VARIABLE, _METHODS).way
 
 
 def compiled_method(x: Tensor) -> str:
@@ -63,9 +58,9 @@ def compiled_method(x: Tensor) -> str:
             native_library.warn_if_missing()
         return ''
     if not os.environ.get(METHOD_VARIABLE):
-        return 'auto'
+        return AUTO
     method = _requested(None)
-    return method if method in _COMPILED else ''
+    return '' if method == 'torch' else method
 
 
 def conv_norm_act(x: Tensor, conv: Optional[Convolution] = None, norm: Optional[Norm] = None,
@@ -102,14 +97,14 @@ def conv_norm_act(x: Tensor, conv: Optional[Convolution] = None, norm: Optional[
     reason = refusal(x)
     if reason is None:
         return run_compiled(x, conv, norm, activation, residual, wanted)
-    if wanted != 'auto':
-        raise RuntimeError(f'method {wanted!r} of conv_norm_act cannot serve: {reason}')
+    if wanted != AUTO:
+        raise cannot_serve('method', wanted, 'conv_norm_act', reason)
     return compose(x, conv, norm, activation, residual)
 
 
 def explain_conv_norm_act(
         x: Tensor, conv: Optional[Convolution] = None,
-        method: Optional[str] = None) -> Dict[str, Union[str, Dict[str, str]]]:
+        method: Optional[str] = None) -> Explanation:
     """How :func:`conv_norm_act` would serve a map, and why not otherwise.
 
     Args: as :func:`conv_norm_act`.
@@ -121,12 +116,11 @@ def explain_conv_norm_act(
     wanted = _requested(method)
     reason = refusal(x)
     if reason is not None:
-        refused = {'own': reason, 'library': reason}
-        return {'chosen': 'torch', 'refused': refused}
+        return explanation('torch', {'own': reason, 'library': reason})
     unable, slower = _own_reasons(x, conv)
-    refused = {'own': unable or slower} if unable or slower else {}
-    chosen = ('library' if refused else 'own') if wanted == 'auto' else wanted
-    return {'chosen': chosen, 'refused': refused}
+    reason = unable or slower
+    chosen = ('library' if reason else 'own') if wanted == AUTO else wanted
+    return explanation(chosen, {'own': reason})
 
 
 def _own_reasons(x: Tensor, conv: Optional[Convolution]) -> Tuple[str, str]:

@@ -7,21 +7,22 @@ On request both ways are timed instead, once per bucket of shapes, on the tensor
 result is remembered for the life of the process.
 """
 import math
-import os
 import time
-from typing import Callable, Dict, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, NamedTuple, Optional
 
 import torch
 from torch import Tensor
 
 from mmcontext.ops.arguments import remembered
+from mmcontext.ops.choice import Explanation, explanation, requested
 from mmcontext.ops.fft_conv.functional import direct_conv_impl, fft_conv_impl
 from mmcontext.ops.fft_conv.geometry import ConvGeometry, IntOrTuple, Padding, conv_geometry
 from mmcontext.ops.tracing import in_torch_func, is_capturing, is_compiling, is_recording
 
 METHOD_VARIABLE = 'MMCONTEXT_CONV_METHOD'
-_METHODS = ('auto', 'model', 'fft', 'direct')
-_DEFAULT = 'model'
+_MEASURE = 'measure'
+# 'model' is what 'auto' was called for a while.
+_METHODS = (_MEASURE, 'fft', 'direct', 'model')
 _IMPLEMENTATIONS = {'fft': fft_conv_impl, 'direct': direct_conv_impl}
 
 # Nanoseconds per multiply-add of the direct way, depth-wise and full, in inference and with the
@@ -58,19 +59,6 @@ class MethodChoice(NamedTuple):
 def clear_measurements() -> None:
     """Forget the timings, e.g. after ``torch.set_num_threads``."""
     _measured.clear()
-
-
-def _requested_method(method: Optional[str]) -> Tuple[str, str]:
-    """The policy asked for and who asked; '' where nobody did."""
-    source = 'argument method'
-    if method is None:
-        method = os.environ.get(METHOD_VARIABLE)
-        if not method:
-            return _DEFAULT, ''
-        source = f'environment variable {METHOD_VARIABLE}'
-    if method not in _METHODS:
-        raise ValueError(f'{source} must be one of {", ".join(_METHODS)}, got {method!r}')
-    return method, source
 
 
 def _no_trial_reason(x: Tensor) -> Optional[str]:
@@ -177,7 +165,7 @@ def _cheaper(seconds: Dict[str, float], reason: str) -> MethodChoice:
 def choose_method(x: Tensor, weight: Tensor, geometry: ConvGeometry,
                   method: Optional[str] = None) -> MethodChoice:
     """Pick 'fft' or 'direct' for checked arguments; see :func:`convolve`."""
-    policy, source = _requested_method(method)
+    policy, source = requested('method', method, METHOD_VARIABLE, _METHODS)
     if policy in _IMPLEMENTATIONS:
         return MethodChoice(policy, f'forced by {source}')
     if is_recording():
@@ -185,9 +173,9 @@ def choose_method(x: Tensor, weight: Tensor, geometry: ConvGeometry,
     predicted = _predicted(x.shape[0], x.shape[1], weight.shape[0], geometry, x.device.type,
                            _wants_grad(x, weight))
     obstacle = _no_trial_reason(x)
-    if policy == 'model' or obstacle or x.numel() == 0:
+    if policy != _MEASURE or obstacle or x.numel() == 0:
         why = obstacle or 'x is empty'
-        if policy == 'model':
+        if policy != _MEASURE:
             why = f'asked for by {source}' if source else 'the default'
         return _cheaper(predicted, f'predicted by the cost model ({why})')
     key = _bucket(x, weight, geometry)
@@ -215,13 +203,14 @@ def convolve(x: Tensor,
     Args:
         x, weight, bias, stride, padding, dilation, groups: See
             :func:`mmcontext.ops.fft_conv.fft_conv`.
-        method (str, optional): 'model' takes the way that the cost model predicts to be cheaper,
-            so that runs choose alike. 'auto' times both ways the first time it meets a bucket of
-            shapes (forward, and backward where gradients are wanted) and remembers the winner.
+        method (str, optional): 'auto' takes the way that a cost model predicts to be cheaper,
+            so that runs choose alike. 'measure' times both ways the first time it meets a bucket
+            of shapes (forward, and backward where gradients are wanted) and remembers the winner.
             'fft' and 'direct' force a way. None takes the environment variable
-            ``MMCONTEXT_CONV_METHOD``, or else 'model'. 'auto' becomes 'model' under
+            ``MMCONTEXT_CONV_METHOD``, or else 'auto'. 'measure' becomes 'auto' under
             ``torch.compile``, in a CUDA graph and with
-            ``torch.use_deterministic_algorithms``, and 'direct' in an export. Defaults to None.
+            ``torch.use_deterministic_algorithms``, and both become 'direct' in an export.
+            Defaults to None.
 
     Returns:
         Tensor: [B, O, *out] with the dtype of ``x``.
@@ -237,7 +226,17 @@ def explain_method(x: Tensor,
                    padding: Padding = 0,
                    dilation: IntOrTuple = 1,
                    groups: int = 1,
-                   method: Optional[str] = None) -> MethodChoice:
-    """What :func:`convolve` would do with these arguments, why, and the times it compared."""
+                   method: Optional[str] = None) -> Explanation:
+    """Which way :func:`convolve` would take with these arguments, and why not the other.
+
+    Returns:
+        ``chosen``: 'fft' or 'direct'; ``refused``: the other -> reason, with the times compared.
+    """
     geometry = conv_geometry(x, weight, None, stride, padding, dilation, groups)
-    return choose_method(x, weight, geometry, method)
+    choice = choose_method(x, weight, geometry, method)
+    other = 'direct' if choice.method == 'fft' else 'fft'
+    reason = choice.reason
+    if choice.fft_seconds is not None:
+        reason += (f': fft {1e3 * choice.fft_seconds:.3g} ms, '
+                   f'direct {1e3 * choice.direct_seconds:.3g} ms')
+    return explanation(choice.method, {other: reason})

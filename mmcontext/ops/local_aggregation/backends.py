@@ -1,12 +1,13 @@
 """The table of implementations and the choice among them."""
 import os
-from typing import Dict, NamedTuple, Optional, Protocol, Tuple
+from typing import Dict, List, NamedTuple, Optional, Protocol, Tuple
 
 import torch
 from torch import Tensor
 
 from mmcontext.ops import native_library
 from mmcontext.ops.arguments import output_size
+from mmcontext.ops.choice import AUTO, cannot_serve, check_way, requested
 
 BACKEND_VARIABLE = 'MMCONTEXT_BACKEND'
 
@@ -60,9 +61,16 @@ def register_backend(name: str, backend: Backend) -> None:
     _BACKENDS[name] = backend
 
 
-def forced_backend() -> str:
-    """The backend that the environment asks for, or ''."""
-    return os.environ.get(BACKEND_VARIABLE, '')
+def requested_backend(backend: Optional[str]) -> str:
+    """The backend that an argument, or the environment in its place, asks for; '' where none."""
+    if not backend and not os.environ.get(BACKEND_VARIABLE):
+        return ''  # By far the most calls.
+    way = requested('backend', backend, BACKEND_VARIABLE, _names()).way
+    return '' if way == AUTO else way
+
+
+def _names() -> List[str]:
+    return sorted([REFERENCE, *_BACKENDS])
 
 
 def refusals(x: Tensor, w: Tensor, geometry: Geometry) -> Dict[str, Optional[str]]:
@@ -85,13 +93,10 @@ def choose(x: Tensor, w: Tensor, geometry: Geometry, forced: str = '') -> Tuple[
         RuntimeError: The forced backend refuses these tensors.
     """
     if forced:
-        if forced not in _BACKENDS:
-            raise ValueError(
-                f'{forced!r} is not a backend of local_aggregation here; expected one of '
-                f'{", ".join(map(repr, sorted([REFERENCE, *_BACKENDS])))}')
+        check_way('backend', forced, _names())
         reason = _BACKENDS[forced].refuse(x, w, geometry)
         if reason is not None:
-            raise RuntimeError(f'backend {forced!r} cannot serve this aggregation: {reason}')
+            raise cannot_serve('backend', forced, 'local_aggregation', reason)
         return forced, _BACKENDS[forced]
     for name in _PREFERENCE.get(x.device.type, ('torch', )):
         backend = _BACKENDS.get(name)

@@ -1,18 +1,19 @@
 """Argument checks and the public entry."""
 import contextlib
-from typing import Dict, Iterator, Optional, Tuple, Union
+from typing import Iterator, Optional, Tuple
 
 from torch import Tensor
 from torch.overrides import handle_torch_function
 
 from mmcontext.ops.arguments import IntPair, per_axis, remembered
+from mmcontext.ops.choice import Explanation, explanation
 from mmcontext.ops.local_aggregation.backends import (
     REFERENCE,
     Geometry,
     choose,
-    forced_backend,
     refusals,
     register_backend,
+    requested_backend,
 )
 from mmcontext.ops.local_aggregation.cuda import CudaBackend, NullBackend
 from mmcontext.ops.local_aggregation.native import NativeBackend
@@ -131,14 +132,15 @@ def local_aggregation(x: Tensor, w: Tensor, kernel_size: IntPair, stride: IntPai
         dilation: Distance of two taps, in input pixels.
         share: How channels share kernels: 'block' gives channel c the kernel c // (C/G)
             (involution, C-volution), 'interleaved' the kernel c % G (CoT).
-        backend: Implementation to use, or None for the fastest that can serve the tensors;
-            see :func:`explain`. A named backend that cannot serve them raises.
+        backend: Implementation to use, or 'auto' for the fastest that can serve the tensors;
+            see :func:`explain`. A named backend that cannot serve them raises. None for the
+            environment variable ``MMCONTEXT_BACKEND``, or 'auto'.
 
     Returns:
         [B, C, Ho, Wo] in x's dtype; low precision is summed in float32.
 
     Raises:
-        ValueError: Shapes, devices or geometry do not fit together.
+        ValueError: The backend is unknown, or shapes, devices or geometry do not fit together.
         TypeError: x is not floating-point, or the dtypes differ outside autocast.
         RuntimeError: The backend asked for refuses these tensors.
     """
@@ -146,7 +148,7 @@ def local_aggregation(x: Tensor, w: Tensor, kernel_size: IntPair, stride: IntPai
         return handle_torch_function(local_aggregation, (x, w), x, w, kernel_size, stride,
                                      padding, dilation, share, backend)
     geometry = _check_operands(x, w, kernel_size, stride, padding, dilation, share)
-    backend = backend or forced_backend()
+    backend = requested_backend(backend)
     if standard_operators_wanted(backend):
         check_same_kind('x and w', x, w)
         return (aggregate if backend == REFERENCE else aggregate_standard)(x, w, geometry)
@@ -155,7 +157,7 @@ def local_aggregation(x: Tensor, w: Tensor, kernel_size: IntPair, stride: IntPai
 
 def explain(x: Tensor, w: Tensor, kernel_size: IntPair, stride: IntPair = 1, padding: IntPair = 0,
             dilation: IntPair = 1, share: str = 'block',
-            backend: Optional[str] = None) -> Dict[str, Union[str, Dict[str, str]]]:
+            backend: Optional[str] = None) -> Explanation:
     """Which backend :func:`local_aggregation` would use for these arguments, and why.
 
     Args: as :func:`local_aggregation`.
@@ -167,10 +169,9 @@ def explain(x: Tensor, w: Tensor, kernel_size: IntPair, stride: IntPair = 1, pad
     """
     geometry = _check_operands(x, w, kernel_size, stride, padding, dilation, share)
     reasons = refusals(x, w, geometry)
-    backend = backend or forced_backend()
-    return {
-        'chosen': ((REFERENCE if backend == REFERENCE else 'standard')
-                   if standard_operators_wanted(backend)
-                   else choose(x, w, geometry, backend)[0]),
-        'refused': {name: reason for name, reason in reasons.items() if reason is not None},
-    }
+    backend = requested_backend(backend)
+    if standard_operators_wanted(backend):
+        chosen = REFERENCE if backend == REFERENCE else 'standard'
+    else:
+        chosen = choose(x, w, geometry, backend)[0]
+    return explanation(chosen, reasons)

@@ -20,7 +20,7 @@ from mmcontext.ops.local_aggregation.backends import (
     accumulation_dtype,
     choose,
     empty_feature,
-    forced_backend,
+    requested_backend,
 )
 from mmcontext.ops.local_aggregation.chunks import ChunkedKernels
 from mmcontext.ops.local_aggregation.frontend import (
@@ -263,7 +263,7 @@ def fused_involution(x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor
     check_floating_point(x)
     shapes = (None if t is None else t.shape for t in (x, r, weight, bias, scale))
     geometry = _check_shapes(*shapes, kernel_size, stride, padding, dilation)
-    backend = backend or forced_backend()
+    backend = requested_backend(backend)
     if standard_operators_wanted(backend):
         return _unfused(x, r, weight, bias, scale, geometry, backend)
     *sizes, _ = geometry

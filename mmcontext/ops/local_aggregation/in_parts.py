@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mmcontext.ops.arguments import IntPair
-from mmcontext.ops.local_aggregation.backends import forced_backend
+from mmcontext.ops.local_aggregation.backends import requested_backend
 from mmcontext.ops.local_aggregation.frontend import local_aggregation
 from mmcontext.ops.native_library import UNAVAILABLE
 from mmcontext.ops.tracing import eager_refusal
@@ -26,7 +26,7 @@ def aggregate_in_parts(x: Tensor, w: Tensor, parts: int, kernel_size: IntPair,
     if parts == 1:
         return local_aggregation(x, w, kernel_size, stride, padding, dilation, share, backend)
     if type(x) is Tensor and not UNAVAILABLE and eager_refusal() is None:
-        chosen = backend or forced_backend()
+        chosen = requested_backend(backend)
         if x.is_cuda or chosen == 'null':
             y = torch.ops.mmcontext_native.aggregation_in_parts(
                 x, w, kernel_size, stride, padding, dilation, share == 'interleaved', parts,

@@ -7,7 +7,7 @@ from torch import nn
 pytest.importorskip('mmdet')
 from mmcontext.registry import MODELS  # noqa: E402
 
-OPERATORS = [*CONTEXT_OPERATORS, dict(type='mmcontext.SplitAttentionConv2d')]
+OPERATORS = [*CONTEXT_OPERATORS, dict(type='mmcontext.SplitAttention2d')]
 HEADS = {
     'mask': dict(type='mmcontext.ContextFCNMaskHead', num_convs=1),
     'box': dict(type='mmcontext.ContextConvFCBBoxHead', num_shared_convs=1, fc_out_channels=8,

@@ -1,4 +1,4 @@
-"""(e) CKResNet-50's depth-wise convolutions: by FFT, and directly in either layout."""
+"""(e) CKResNet-50's depth-wise convolutions: by FFT, and directly in several ways."""
 import argparse
 from typing import Callable, Dict, NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gpu.record import Record
 from gpu.timing import Device
-from mmcontext.ops import direct_conv, explain_method, fft_conv
+from mmcontext.ops import direct_conv, explain_method, fft_conv, grouped_conv2d
 
 
 class Geometry(NamedTuple):
@@ -33,12 +33,18 @@ def _layout_kept(x: Tensor, weight: Tensor, of: Geometry) -> Tensor:
     return F.conv2d(x, weight, None, of.stride, of.kernel // 2, 1, of.channels)
 
 
+def _tensor_cores(x: Tensor, weight: Tensor, of: Geometry) -> Tensor:
+    return grouped_conv2d(x, weight, None, of.stride, of.kernel // 2, 1, of.channels,
+                          'direct' if x.is_cuda else 'auto')
+
+
 WAYS: Dict[str, Way] = {
     'FFT': lambda x, weight, of: fft_conv(x, weight, None, of.stride, of.kernel // 2,
                                           groups=of.channels),
     'direct': lambda x, weight, of: direct_conv(x, weight, None, of.stride, of.kernel // 2,
                                                 groups=of.channels),
     'direct, NHWC': _layout_kept,
+    'kernels of narrow groups, NHWC': _tensor_cores,
 }
 
 
@@ -54,8 +60,10 @@ def main(record: Record, options: argparse.Namespace) -> None:
                              dtype=x.dtype)
         expected = _layout_kept(x.float(), weight.float(), of)
         x.requires_grad_(), weight.requires_grad_()
-        chosen = explain_method(x, weight, of.stride, of.kernel // 2, groups=of.channels).method
+        chosen = explain_method(x, weight, of.stride, of.kernel // 2, groups=of.channels)['chosen']
         for name, way in WAYS.items():
+            if way is _tensor_cores and of.kernel > 9:
+                continue
             with record.attempt(f'{name}, {tuple(of)}'):
                 y = way(x, weight, of)
                 error = ((y - expected).abs().max() / expected.abs().max()).item()
@@ -69,4 +77,4 @@ def main(record: Record, options: argparse.Namespace) -> None:
                 times = {f'{mode}_us': round(clocks.gpu_us(step, 10), 1)
                          for mode, step in steps.items()}
                 record.row('continuous', geometry=str(tuple(of)), way=name, **times,
-                           model_chooses=chosen)
+                           auto_chooses=chosen)

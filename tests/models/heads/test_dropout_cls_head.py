@@ -2,15 +2,25 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
+from mmcontext.layers import SplitAttention2d, SplitAttentionConv2d
 from mmcontext.registry import MODELS
 
 pytest.importorskip('mmpretrain')
 
 
-def build(**options):
+def build(name='DropoutClsHead', **options):
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         return MODELS.build(dict(
-            type='mmcontext.LinearClsHead', num_classes=3, in_channels=400, **options))
+            type=f'mmcontext.{name}', num_classes=3, in_channels=400, **options))
+
+
+def test_the_names_of_0_1_are_known():
+    assert type(build('LinearClsHead')) is type(build())
+    assert MODELS.get('mmcontext.SplitAttentionConv2d') is SplitAttention2d
+    assert SplitAttentionConv2d is SplitAttention2d
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        head = MODELS.build(dict(type='LinearClsHead', num_classes=3, in_channels=4))
+    assert not hasattr(head, 'dropout')  # mmpretrain's
 
 
 def test_keys_are_those_of_mmpretrains_head():

@@ -1,14 +1,15 @@
 """Linear classification head with dropout."""
 from typing import Tuple
 
-from mmpretrain.models.heads import LinearClsHead as _LinearClsHead
+from mmpretrain.models.heads import LinearClsHead
 from torch import Tensor, nn
 
 from mmcontext.registry import MODELS
 
 
-@MODELS.register_module()
-class LinearClsHead(_LinearClsHead):
+# The second name is that of version 0.1.
+@MODELS.register_module(name=['DropoutClsHead', 'LinearClsHead'])
+class DropoutClsHead(LinearClsHead):
     """mmpretrain's ``LinearClsHead`` with dropout in front of the linear layer.
 
     The state dict has the keys of mmpretrain's head (``fc.weight``, ``fc.bias``), so
