@@ -99,7 +99,8 @@ class CoT2d(DynamicKernelLayer):
         """The embedding [B, C / 2, H, W] of both, without joining them where that is faster."""
         embed = self.embed
         conv = embed.part('conv')
-        if is_plain(embed, ConvNormAct) and is_plain(conv, nn.Conv2d) and conv.bias is None:
+        if (type(x) is Tensor and is_plain(embed, ConvNormAct) and is_plain(conv, nn.Conv2d)
+                and conv.bias is None):
             y = products(x, key, conv.weight, self.cardinality)
             if y is not None:
                 return run_together(y, None, embed.part('norm'), embed.part('act'))

@@ -50,7 +50,7 @@ def gate_by_means(x: Tensor, logits: Callable[[Tensor], Tensor], other: Optional
     _switch.insist(method, x, other)
     if other is None:
         return x * logits(channel_means(x)).sigmoid()
-    pairs = logits(channel_means(x, other)).view(x.shape[0], -1, 2, 1, 1)
+    pairs = logits(channel_means(x, other)).view(x.shape[0], x.shape[1], 2, 1, 1)
     # A softmax over two is a sigmoid of their difference, and its use an interpolation: one
     # pass over the features in place of three.
     weight = torch.sigmoid(pairs[:, :, 0] - pairs[:, :, 1]).to(x.dtype)

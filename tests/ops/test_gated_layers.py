@@ -48,7 +48,7 @@ def test_layers_equal_float64(name, on_gpu, monkeypatch):
     torch.manual_seed(0)
     make, kernels = LAYERS[name]
     layer = make()
-    wide = copy.deepcopy(layer).double()
+    wide, plain = copy.deepcopy(layer).double(), copy.deepcopy(layer)
     channels = getattr(layer, 'in_channels', 16)
     x = torch.randn(3, channels, 7, 6).contiguous(memory_format=torch.channels_last)
     grad, actual = _step(layer, x)
@@ -60,8 +60,10 @@ def test_layers_equal_float64(name, on_gpu, monkeypatch):
         monkeypatch.delenv(variable)
     monkeypatch.setattr(cot, 'wants_rows', lambda r: False)
     _, expected = _step(wide, x.double(), grad)
-    for a, e in zip(actual, expected):
-        # (Of a bias in front of a batch norm it is rounding.)
-        assert (a - e).abs().max() <= 1e-4 * e.abs().max().clamp_min(1)
+    _, rounded = _step(plain, x, grad)
+    for a, r, e in zip(actual, rounded, expected):
+        # (A batch norm of three pooled values amplifies the rounding of float32, whoever rounds.)
+        allowed = torch.maximum(1e-4 * e.abs().max().clamp_min(1), 4 * (r - e).abs().max())
+        assert (a - e).abs().max() <= allowed
     for a, e in zip(layer.buffers(), wide.buffers()):
         torch.testing.assert_close(a.double(), e.double(), rtol=1e-4, atol=1e-5)

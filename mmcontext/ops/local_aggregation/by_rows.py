@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from mmcontext.ops.local_aggregation.backends import is_channels_last
-from mmcontext.ops.tracing import is_recording, is_symbolic
+from mmcontext.ops.native_library import UNAVAILABLE
+from mmcontext.ops.tracing import eager_refusal, is_recording, is_symbolic
 
 ROWS_VARIABLE = 'MMCONTEXT_KERNELS_BY_ROWS'
 # Channels beside the reduced ones: a one for the bias, and zeros that keep rows aligned.
@@ -17,7 +18,7 @@ def wants_rows(r: Tensor) -> bool:
 
     A 1x1 convolution of a channels-last map writes all taps of a pixel together, which the CUDA
     kernels have to take apart element by element. ``MMCONTEXT_KERNELS_BY_ROWS=0`` keeps the
-    convolution. (Chosen by counting accesses, not measured on a GPU yet.)
+    convolution.
     """
     return (not is_symbolic(r) and r.is_cuda and torch.version.hip is None and not is_recording()
             and is_channels_last(r) and os.environ.get(ROWS_VARIABLE, '1') != '0')
@@ -35,6 +36,8 @@ def span_by_rows(r: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         [B, Co, H, W], contiguous.
     """
+    if not UNAVAILABLE and type(r) is Tensor and eager_refusal() is None:
+        return torch.ops.mmcontext_native.span_by_rows(r, weight, bias)
     batch, _, height, width = r.shape
     one = torch.eye(_MORE, 1, dtype=r.dtype, device=r.device)
     r = torch.cat((r.flatten(2), one.expand(batch, _MORE, height * width)), 1)

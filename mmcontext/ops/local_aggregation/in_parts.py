@@ -33,6 +33,7 @@ def aggregate_in_parts(x: Tensor, w: Tensor, parts: int, kernel_size: IntPair,
                 chosen)
             if y is not None:
                 return y
-    pairs = zip(x.chunk(parts, 1), w.chunk(parts, 1))
-    return torch.cat([local_aggregation(a, b, kernel_size, stride, padding, dilation, share,
-                                        backend) for a, b in pairs], dim=1)
+    maps, kernels = x.chunk(parts, 1), w.chunk(parts, 1)
+    # (By number: torch.fx can look at a part, not go through all.)
+    return torch.cat([local_aggregation(maps[i], kernels[i], kernel_size, stride, padding,
+                                        dilation, share, backend) for i in range(parts)], dim=1)
