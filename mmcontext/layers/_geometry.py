@@ -4,6 +4,7 @@ from typing import Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
+from mmcontext.layers._modules import is_plain
 from mmcontext.ops.arguments import IntPair, per_axis
 from mmcontext.ops.tracing import is_symbolic
 
@@ -85,6 +86,8 @@ class ContextLayer(nn.Module):
 
     def check_input(self, x: Tensor) -> None:
         """Raise unless the input is [B, in_channels, H, W]."""
+        if type(x) is Tensor and x.dim() == 4 and x.shape[1] == self.in_channels:
+            return
         if not is_symbolic(x) and (x.dim() != 4 or x.shape[1] != self.in_channels):
             raise ValueError(f'the input of {type(self).__name__} must be [B, {self.in_channels}, '
                              f'H, W], got shape {tuple(x.shape)}')
@@ -119,5 +122,7 @@ class DynamicKernelLayer(ContextLayer):
 
     def finish(self, y: Tensor) -> Tensor:
         """Aggregated features [B, in_channels, Ho, Wo] -> output [B, out_channels, Ho, Wo]."""
-        y = self.projection(y)
+        projection = self._modules['projection']
+        if not (type(y) is Tensor and is_plain(projection, nn.Identity)):
+            y = projection(y)
         return y if self.bias is None else y + self.bias.view(1, -1, 1, 1).to(y.dtype)

@@ -102,8 +102,8 @@ def _run_on_gpu(x: Tensor, conv: Optional[nn.Module], norm: Optional[nn.Module],
         x = run(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     elif conv is not None:
         x = conv(x)
-    if (norm_free and _is_batch_norm(norm) and norm.momentum is not None
-            and type(x) is Tensor):
+    if (norm_free and (_BATCH_NORMS.get(type(norm)) or _is_batch_norm(norm))
+            and norm.momentum is not None and type(x) is Tensor):
         activation = _ACTIVATIONS.get(type(act), 'none') if act_free else 'none'
         if activation == 'silu' and residual is not None:
             activation = 'none'
@@ -117,6 +117,8 @@ def _run_on_gpu(x: Tensor, conv: Optional[nn.Module], norm: Optional[nn.Module],
             return y if act is None or activation != 'none' else act(y)
     if not _is_nothing(norm):
         x = normalise(norm, x)
+    if residual is None and act is None:
+        return x
     makers = [module for module in (conv, norm) if module is not None]
     if residual is not None and not makers:
         x, residual = x + residual, None
@@ -167,7 +169,7 @@ def run_together(x: Tensor, conv: Optional[nn.Module] = None, norm: Optional[nn.
         act: An activation of any kind. None for none.
         residual: What is added in front of the activation. None for nothing.
     """
-    if may_serve(x):
+    if type(x) is Tensor and (x.is_cuda or may_serve(x)):
         return _run_on_gpu(x, conv, norm, act, residual)
     method = '' if has_global_hooks() else compiled_method(x)
     convolution = statistics = None

@@ -97,18 +97,18 @@ class CoT2d(DynamicKernelLayer):
 
     def _embed(self, x: Tensor, key: Tensor) -> Tensor:
         """The embedding [B, C / 2, H, W] of both, without joining them where that is faster."""
-        embed = self.embed
+        embed = self._modules['embed']
         conv = embed.part('conv')
         if (type(x) is Tensor and is_plain(embed, ConvNormAct) and is_plain(conv, nn.Conv2d)
                 and conv.bias is None):
-            y = products(x, key, conv.weight, self.cardinality)
+            y = products(x, key, conv._parameters['weight'], self.cardinality)
             if y is not None:
                 return run_together(y, None, embed.part('norm'), embed.part('act'))
         return embed(join_maps(x, key, self.cardinality))
 
     def _kernels(self, r: Tensor) -> Tensor:
         """The kernels [B, groups * taps, H, W] of an embedding."""
-        span, norm = self.span, self.span_norm
+        span, norm = self._modules['span'], self._modules['span_norm']
         if not (wants_rows(r) and r.shape[2] * r.shape[3] > 1 and is_plain(span, nn.Conv2d)
                 and is_plain(norm, nn.GroupNorm)):
             return run_together(r, span, norm)
@@ -134,8 +134,10 @@ class CoT2d(DynamicKernelLayer):
         self.check_input(x)
         if self.stride != (1, 1):
             x = avg_pool2d(x, 3, self.stride, padding=1)
-        key = self.key(x)
+        # (Not by attribute, for which a module looks everywhere.)
+        modules = self._modules
+        key = modules['key'](x)
         kernels = self._kernels(self._embed(x, key))
-        dynamic = run_together(self._aggregate(self.value(x), kernels), norm=self.norm,
-                               act=self.act)
-        return self.finish(gate_by_means(dynamic, self.attend, key))
+        dynamic = run_together(self._aggregate(modules['value'](x), kernels),
+                               norm=modules['norm'], act=modules['act'])
+        return self.finish(gate_by_means(dynamic, modules['attend'], key))

@@ -99,11 +99,13 @@ class Involution2d(DynamicKernelLayer):
 
     def kernels(self, x: Tensor) -> Tensor:
         """The kernels [B, G, K*K, Ho, Wo] of an input [B, in_channels, H, W]."""
-        r = self.reduce(self._centres(x))
-        if wants_rows(r) and is_plain(self.span, nn.Conv2d):
-            w = span_by_rows(r, self.span.weight, self.span.bias)
+        # (Not by attribute, for which a module looks everywhere.)
+        reduce, span = self._modules['reduce'], self._modules['span']
+        r = reduce(self._centres(x))
+        if wants_rows(r) and is_plain(span, nn.Conv2d):
+            w = span_by_rows(r, *span._parameters.values())
         else:
-            w = run_together(r, self.span)
+            w = run_together(r, span)
         # (Not unflatten: behind it the ONNX exporter takes all sizes for constants.)
         return w.view(w.shape[0], self.kernel_groups, self._taps, w.shape[2], w.shape[3])
 

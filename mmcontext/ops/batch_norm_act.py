@@ -48,7 +48,7 @@ def run_kernels(x: Tensor, residual: Optional[Tensor], weight: Optional[Tensor],
 
     Args: as :func:`batch_norm_act`, ``method`` '' for that of the environment.
     """
-    if eager_refusal() is not None:
+    if UNAVAILABLE or eager_refusal() is not None:
         return None
     return _operator(x, residual, weight, bias, running_mean, running_var, num_batches_tracked,
                      training, momentum, eps, activation, method)
