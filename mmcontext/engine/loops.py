@@ -48,6 +48,35 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         self._epoch += 1
 
 
+class _DueBatches:
+    """Batches of a loop by iterations, from the one that is due on.
+
+    mmengine's ``run`` asks for every batch that was trained on, and throws it away; that of the
+    fork onedl-mmengine says how many it would skip, or skips none. Neither costs anything here.
+    """
+
+    def __init__(self, loop: 'ResumableIterLoop') -> None:
+        self._loop, self._batches = loop, None
+
+    def __iter__(self) -> Iterator:
+        return self
+
+    def __next__(self) -> Any:
+        if self._batches is None:
+            asked = 0 if hasattr(self._loop, 'fast_forward_on_resume') else self._loop.iter
+            self._batches = self._from(asked)
+        return next(self._batches)
+
+    def skip_iter(self, num_iters: int) -> None:
+        """Nothing is left to skip."""
+
+    def _from(self, asked: int) -> Iterator:
+        loop, due = self._loop, self._loop.iter
+        yield from repeat(None, asked)
+        loop.batches.start(loop.runner.seed, 0, due)
+        yield from loop.dataloader
+
+
 @LOOPS.register_module()
 class ResumableIterLoop(IterBasedTrainLoop):
     """mmengine's loop by iterations, which a killed run takes up to the bit.
@@ -62,12 +91,5 @@ class ResumableIterLoop(IterBasedTrainLoop):
         self.batches = number_batches(self.dataloader, endless=True)
         super().__init__(runner, self.dataloader, *args, **kwargs)
         if self.batches is not None:
-            self.dataloader_iterator = self._due()
+            self.dataloader_iterator = _DueBatches(self)
         _add_hook(runner)
-
-    def _due(self) -> Iterator:
-        done = self._iter
-        # mmengine's run asks for every batch that was trained on, and throws it away.
-        yield from repeat(None, done)
-        self.batches.start(self.runner.seed, 0, done)
-        yield from self.dataloader

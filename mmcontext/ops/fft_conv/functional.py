@@ -134,9 +134,5 @@ def direct_conv_impl(x: Tensor, weight: Tensor, bias: Optional[Tensor],
     # of a depth-wise kernel with many taps (torch 2.11).
     dtype = torch.float32 if x.dtype == torch.float16 and x.device.type == 'cpu' else x.dtype
     bias = None if bias is None else bias.to(dtype)
-    if x.is_cuda and weight.shape[1] == 1:
-        # For channels-last maps cuDNN takes over, with kernels for few channels a group that are
-        # slower than torch's own depth-wise ones.
-        x = x.contiguous()
     return _CONV[geometry.dim](x.to(dtype), weight.to(dtype), bias, geometry.stride, padding,
                                geometry.dilation, geometry.groups).to(x.dtype)
