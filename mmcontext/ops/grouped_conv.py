@@ -62,12 +62,14 @@ def _dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _refusal(x: Tensor, groups: int) -> Optional[str]:
+def _refusal(x: Tensor, weight: Tensor, groups: int) -> Optional[str]:
     """Why neither way pays, or None."""
     if groups == 1:
         return 'there is one group'
     if not x.is_cuda or torch.version.hip:
         return f'it was measured on NVIDIA GPUs, x is on {x.device}'
+    if weight.shape[0] == groups and weight.shape[1] == 1:
+        return 'cuDNN has kernels for depth-wise convolutions'
     if is_exporting():
         return 'a graph for another runtime is being recorded'
     if _dtype(x) not in _HALF:
@@ -176,7 +178,7 @@ def _direct_refusal(x: Tensor, weight: Tensor, stride: _Pair, padding: _Pair, di
 def _ways(x: Tensor, weight: Tensor, stride: _Pair, padding: _Pair, dilation: _Pair,
           groups: int) -> Tuple[Dict[str, float], Dict[str, str]]:
     """Estimated microseconds of the ways that can serve and pay; why others cannot or do not."""
-    reason = _refusal(x, groups)
+    reason = _refusal(x, weight, groups)
     if reason:
         return {'grouped': 0.}, {'dense': reason, 'direct': reason}
     unable = _direct_refusal(x, weight, stride, padding, dilation, groups)

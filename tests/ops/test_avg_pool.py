@@ -49,21 +49,21 @@ def test_gradients_of_gradients_and_other_gradients_than_maps(emulated):
     torch.testing.assert_close(spread, torch.autograd.grad(F.avg_pool2d(x, 3, 2, 1).sum(), x)[0])
 
 
+@needs_library
 def test_refusals_and_wrong_arguments(monkeypatch):
     x = torch.randn(1, 8, 5, 5)
     assert explain_avg_pool(x, 2) == {
         'chosen': 'torch', 'refused': {'cuda': 'the CUDA kernels run on a GPU, x is on cpu'}}
     torch.testing.assert_close(avg_pool2d(x, 2), F.avg_pool2d(x, 2))
     last = x.contiguous(memory_format=torch.channels_last)
-    if not UNAVAILABLE:
-        assert explain_avg_pool(last, 3, 2, 1, method='null') == {'chosen': 'null', 'refused': {}}
-        for reason, arguments in (('9 pixels', (last, 4)), ('channels-last', (x, 2)),
-                                  ('wrong with the window', (last, 2, 2, 2)),
-                                  ('float16', (last.double(), 2))):
-            assert reason in explain_avg_pool(*arguments, method='null')['refused']['cuda']
-        with pytest.raises(RuntimeError, match='pad should be'):
-            monkeypatch.setenv(METHOD_VARIABLE, 'null')
-            avg_pool2d(last, 2, 2, 2)
+    assert explain_avg_pool(last, 3, 2, 1, method='null') == {'chosen': 'null', 'refused': {}}
+    for reason, arguments in (('9 pixels', (last, 4)), ('channels-last', (x, 2)),
+                              ('wrong with the window', (last, 2, 2, 2)),
+                              ('float16', (last.double(), 2))):
+        assert reason in explain_avg_pool(*arguments, method='null')['refused']['cuda']
+    with pytest.raises(RuntimeError, match='pad should be'):
+        monkeypatch.setenv(METHOD_VARIABLE, 'null')
+        avg_pool2d(last, 2, 2, 2)
     with pytest.raises(RuntimeError, match="'cuda' of avg_pool2d cannot serve: .*GPU"):
         avg_pool2d(x, 2, method='cuda')
     monkeypatch.setenv(METHOD_VARIABLE, 'triton')

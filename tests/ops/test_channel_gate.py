@@ -174,17 +174,17 @@ def test_maps_that_were_given_out_are_for_one_gate_and_notice_changes(emulated):
         y.sum().backward()
 
 
+@needs_library
 def test_refusals_and_wrong_arguments(monkeypatch):
     x = torch.randn(2, 8, 3, 3)
     assert explain_channel_gate(x) == {
         'chosen': 'torch', 'refused': {'cuda': 'the CUDA kernels run on a GPU, x is on cpu'}}
     last = x.contiguous(memory_format=torch.channels_last)
-    if not UNAVAILABLE:
-        assert explain_channel_gate(last, method='null') == {'chosen': 'null', 'refused': {}}
-        for reason, maps in (('channels-last', (x, )), ('float16', (last.double(), )),
-                             ('not as x', (last, x)),
-                             ('16 bytes', (_maps(torch.float32, 1, (2, 3, 2, 2))[0], ))):
-            assert reason in explain_channel_gate(*maps, method='null')['refused']['cuda']
+    assert explain_channel_gate(last, method='null') == {'chosen': 'null', 'refused': {}}
+    for reason, maps in (('channels-last', (x, )), ('float16', (last.double(), )),
+                         ('not as x', (last, x)),
+                         ('16 bytes', (_maps(torch.float32, 1, (2, 3, 2, 2))[0], ))):
+        assert reason in explain_channel_gate(*maps, method='null')['refused']['cuda']
     for call in (lambda method: gate_by_means(x, lambda m: m, method=method),
                  lambda method: gate_by_convolution(x, torch.ones(8, 8, 3, 3), 1, 9, method)):
         with pytest.raises(RuntimeError, match="'cuda' of the channel gate cannot serve: .*GPU"):

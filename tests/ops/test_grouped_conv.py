@@ -1,3 +1,4 @@
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -65,12 +66,15 @@ def test_method_is_chosen_forced_and_explained(monkeypatch):
     x, weight = torch.randn(1, 8, 4, 4), torch.randn(8, 2, 3, 3)
     answer = explain_grouped_conv(x, weight, 4)
     assert answer['chosen'] == 'grouped' and 'NVIDIA' in answer['refused']['dense']
+    on_gpu = SimpleNamespace(is_cuda=True, device='cuda:0', shape=(64, 64, 56, 56))
+    assert 'depth-wise' in grouped_conv._refusal(on_gpu, torch.ones(64, 1, 5, 5), 64)
     monkeypatch.setenv(METHOD_VARIABLE, 'dense')
     assert explain_grouped_conv(x, weight, 4)['chosen'] == 'dense'
     torch.testing.assert_close(grouped_conv2d(x, weight, padding=1, groups=4),
                                F.conv2d(x, weight, padding=1, groups=4), rtol=1e-5, atol=1e-5)
     monkeypatch.setenv(METHOD_VARIABLE, 'direct')
-    with pytest.raises(RuntimeError, match="'direct' of grouped_conv2d cannot serve: .* cpu"):
+    reason = re.escape(UNAVAILABLE) if UNAVAILABLE else 'x is on cpu'
+    with pytest.raises(RuntimeError, match=f"'direct' of grouped_conv2d cannot serve: {reason}"):
         grouped_conv2d(x, weight, padding=1, groups=4)
     monkeypatch.setenv(METHOD_VARIABLE, 'sparse')
     with pytest.raises(ValueError, match="MMCONTEXT_GROUPED_CONV .* got 'sparse'"):
@@ -80,13 +84,10 @@ def test_method_is_chosen_forced_and_explained(monkeypatch):
 def test_layers_take_it_on_a_gpu_unless_somebody_looks(monkeypatch):
     from mmcontext.layers import conv_norm
     conv, calls = torch.nn.Conv2d(8, 8, 3, padding=1, groups=4), []
-    monkeypatch.setattr(conv_norm, 'grouped_conv2d', lambda *args: calls.append(args) or 'dense')
-
-    class Map:
-        is_cuda = True
-
-    monkeypatch.setattr(conv_norm, 'Tensor', Map)
-    assert conv_norm._call_conv(conv, Map()) == 'dense'
+    monkeypatch.setattr(conv_norm, 'grouped_conv2d', lambda *args: calls.append(args) or args[0])
+    x = torch.randn(1, 8, 4, 4)
+    assert conv_norm._run_on_gpu(x, conv, None, None, None) is x
     assert calls[0][1:] == (conv.weight, conv.bias, (1, 1), (1, 1), (1, 1), 4)
     conv.register_forward_pre_hook(lambda module, args: (torch.zeros(1, 8, 4, 4), ))
-    assert conv_norm._call_conv(conv, Map()).shape == (1, 8, 4, 4)
+    assert conv_norm._run_on_gpu(x, conv, None, None, None).shape == (1, 8, 4, 4)
+    assert len(calls) == 1

@@ -46,15 +46,15 @@ def test_derivatives_of_products(groups):
         torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=1e-3)
 
 
+@needs_library
 def test_refusals_and_wrong_arguments(monkeypatch):
     x = torch.randn(1, 4, 3, 3)
     assert 'on a GPU' in explain_pair_conv(x, x)['refused']['cuda']
     last = x.contiguous(memory_format=torch.channels_last)
-    if not UNAVAILABLE:
-        assert explain_pair_conv(last, last, 'null') == {'chosen': 'null', 'refused': {}}
-        assert 'not as x' in explain_pair_conv(last, x, 'null')['refused']['cuda']
-        with pytest.raises(ValueError, match='in 2 groups has the shape'):
-            pair_conv(last, last, torch.ones(4, 8, 1, 1), 2, 'null')
+    assert explain_pair_conv(last, last, 'null') == {'chosen': 'null', 'refused': {}}
+    assert 'not as x' in explain_pair_conv(last, x, 'null')['refused']['cuda']
+    with pytest.raises(ValueError, match='in 2 groups has the shape'):
+        pair_conv(last, last, torch.ones(4, 8, 1, 1), 2, 'null')
     with pytest.raises(RuntimeError, match="'cuda' of pair_conv cannot serve: .*GPU"):
         pair_conv(x, x, torch.ones(4, 8, 1, 1), method='cuda')
     monkeypatch.setenv(METHOD_VARIABLE, 'triton')
