@@ -6,30 +6,21 @@ of their own. Here they are two passes forwards and two backwards, of CUDA kerne
 their first use (``csrc/batch_norm_act.cpp``, ``csrc/cuda/batch_norm.cu``).
 """
 import os
-from typing import Dict, Optional, Union
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmcontext.ops.choice import Explanation
+from mmcontext.ops.kernel_switch import KernelSwitch
 from mmcontext.ops.native_library import UNAVAILABLE
 from mmcontext.ops.tracing import eager_refusal
 
 METHOD_VARIABLE = 'MMCONTEXT_BATCH_NORM_ACT'
 ACTIVATIONS = ('none', 'relu', 'silu')
-# 'null': all that the host does for a launch, on the CPU and without the launch.
-_METHODS = ('auto', 'cuda', 'torch', 'null')
+_switch = KernelSwitch('batch_norm_act', METHOD_VARIABLE, 'batch_norm_act_refusal')
 _operator = None if UNAVAILABLE else torch.ops.mmcontext_native.batch_norm_act
-
-
-def requested_method(method: Optional[str]) -> str:
-    """The method that an argument, or the environment in its place, asks for."""
-    source = 'method' if method is not None else METHOD_VARIABLE
-    if method is None:
-        method = os.environ.get(METHOD_VARIABLE) or 'auto'
-    if method not in _METHODS:
-        raise ValueError(f'{source} must be one of {", ".join(_METHODS)}, got {method!r}')
-    return method
 
 
 def may_serve(x: Tensor) -> bool:
@@ -52,19 +43,6 @@ def run_kernels(x: Tensor, residual: Optional[Tensor], weight: Optional[Tensor],
         return None
     return _operator(x, residual, weight, bias, running_mean, running_var, num_batches_tracked,
                      training, momentum, eps, activation, method)
-
-
-def _refusal(x: Tensor, residual: Optional[Tensor], weight: Optional[Tensor],
-             bias: Optional[Tensor], running_mean: Optional[Tensor],
-             running_var: Optional[Tensor], training: bool, activation: str,
-             on_host: bool) -> Optional[str]:
-    if UNAVAILABLE:
-        return UNAVAILABLE
-    if type(x) is not Tensor or type(residual) not in (Tensor, type(None)):
-        return 'an operand is of a subclass of Tensor'
-    return eager_refusal() or torch.ops.mmcontext_native.batch_norm_act_refusal(
-        x, residual, weight, bias, running_mean, running_var, training, activation,
-        on_host) or None
 
 
 def batch_norm_act(x: Tensor, weight: Optional[Tensor] = None, bias: Optional[Tensor] = None,
@@ -96,20 +74,18 @@ def batch_norm_act(x: Tensor, weight: Optional[Tensor] = None, bias: Optional[Te
 
     Raises:
         ValueError: Activation or method are unknown.
-        RuntimeError: 'cuda' or 'null' cannot serve.
+        RuntimeError: ``method`` is 'cuda' or 'null', which cannot serve.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f'activation must be one of {", ".join(ACTIVATIONS)}, '
                          f'got {activation!r}')
-    wanted = requested_method(method)
-    if wanted != 'torch':
-        reason = _refusal(x, residual, weight, bias, running_mean, running_var, training,
-                          activation, wanted == 'null')
-        if reason is None:
-            return _operator(x, residual, weight, bias, running_mean, running_var,
-                             num_batches_tracked, training, momentum, eps, activation, wanted)
-        if wanted != 'auto':
-            raise RuntimeError(f'method {wanted!r} of batch_norm_act cannot serve: {reason}')
+    if _switch.may_serve(x, method):
+        y = run_kernels(x, residual, weight, bias, running_mean, running_var,
+                        num_batches_tracked, training, momentum, eps, activation, method or '')
+        if y is not None:
+            return y
+    _switch.insist(method, x, residual, weight, bias, running_mean, running_var, training,
+                   activation)
     if training and num_batches_tracked is not None:
         num_batches_tracked.add_(1)
     y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
@@ -122,7 +98,7 @@ def explain_batch_norm_act(
         x: Tensor, weight: Optional[Tensor] = None, bias: Optional[Tensor] = None,
         running_mean: Optional[Tensor] = None, running_var: Optional[Tensor] = None,
         training: bool = True, activation: str = 'none', residual: Optional[Tensor] = None,
-        method: Optional[str] = None) -> Dict[str, Union[str, Dict[str, str]]]:
+        method: Optional[str] = None) -> Explanation:
     """How :func:`batch_norm_act` would serve a map, and why not by the kernels.
 
     Args: as :func:`batch_norm_act`.
@@ -131,9 +107,5 @@ def explain_batch_norm_act(
         ``chosen``: 'cuda', 'null' or 'torch'; ``refused``: {'cuda': reason} where the kernels
         cannot serve, else empty.
     """
-    wanted = requested_method(method)
-    reason = _refusal(x, residual, weight, bias, running_mean, running_var, training, activation,
-                      wanted == 'null')
-    if wanted == 'auto':
-        wanted = 'torch' if reason else 'cuda'
-    return {'chosen': wanted, 'refused': {} if reason is None else {'cuda': reason}}
+    return _switch.explain(method, x, residual, weight, bias, running_mean, running_var,
+                           training, activation)

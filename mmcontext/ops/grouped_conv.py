@@ -8,19 +8,19 @@ of cuDNN's grouped time. Which one takes least is estimated from counted arithme
 (tools/benchmarks/gpu_networks.md).
 """
 import functools
-import os
 from typing import Dict, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmcontext.ops.choice import Explanation, cannot_serve, explanation, requested
 from mmcontext.ops.local_aggregation.operators import LIBRARY, autocast_dtype, register_fake
 from mmcontext.ops.native_library import UNAVAILABLE
 from mmcontext.ops.tracing import in_torch_func, is_compiling, is_exporting, is_observed
 
 METHOD_VARIABLE = 'MMCONTEXT_GROUPED_CONV'
-_METHODS = ('auto', 'library', 'grouped', 'dense', 'direct', 'null')
+_WAYS = ('library', 'grouped', 'dense', 'direct', 'null')
 _HALF = (torch.float16, torch.bfloat16)
 _Pair = Union[int, str, Sequence[int]]
 
@@ -187,18 +187,9 @@ def _ways(x: Tensor, weight: Tensor, stride: _Pair, padding: _Pair, dilation: _P
     return times, {} if unable is None else {'direct': unable}
 
 
-def _requested(method: Optional[str]) -> str:
-    source = 'method' if method is not None else METHOD_VARIABLE
-    if method is None:
-        method = os.environ.get(METHOD_VARIABLE) or 'auto'
-    if method not in _METHODS:
-        raise ValueError(f'{source} must be one of {", ".join(_METHODS)}, got {method!r}')
-    return method
-
-
 def _method(x: Tensor, weight: Tensor, stride: _Pair, padding: _Pair, dilation: _Pair,
             groups: int, method: Optional[str]) -> str:
-    method = _requested(method)
+    method = requested('method', method, METHOD_VARIABLE, _WAYS).way
     if method in ('auto', 'library'):
         times, _ = _ways(x, weight, stride, padding, dilation, groups)
         return min((way for way in times if method == 'auto' or way != 'direct'), key=times.get)
@@ -209,7 +200,7 @@ def _method(x: Tensor, weight: Tensor, stride: _Pair, padding: _Pair, dilation: 
         if reason is None and _dtype(x) not in _HALF:
             reason = f'it works in half precision, the convolution runs in {_dtype(x)}'
         if reason:
-            raise RuntimeError(f'method {method!r} of grouped_conv2d cannot serve: {reason}')
+            raise cannot_serve('method', method, 'grouped_conv2d', reason)
     return method
 
 
@@ -297,7 +288,7 @@ def conv_pyramid(x: Tensor, convolutions: Sequence[Tuple], method: Optional[str]
     """
     if is_compiling():
         return None
-    method = _requested(method)
+    method = requested('method', method, METHOD_VARIABLE, _WAYS).way
     if method in ('library', 'grouped', 'dense') or x.is_cuda == (method == 'null'):
         return None
     if _dtype(x) not in _HALF or not x.is_contiguous(memory_format=torch.channels_last):
@@ -327,7 +318,7 @@ def explain_grouped_conv(x: Tensor, weight: Tensor, groups: int, method: Optiona
                          stride: Union[int, Tuple[int, int]] = 1,
                          padding: Union[int, str, Tuple[int, int], None] = None,
                          dilation: Union[int, Tuple[int, int]] = 1
-                         ) -> Dict[str, Union[str, Dict[str, str]]]:
+                         ) -> Explanation:
     """Which method :func:`grouped_conv2d` would use, and why not the others.
 
     Args: as :func:`grouped_conv2d`; padding None is the one that keeps the size at stride 1.
@@ -343,4 +334,4 @@ def explain_grouped_conv(x: Tensor, weight: Tensor, groups: int, method: Optiona
     fastest = min(times, key=times.get)
     refused.update((name, f'{times[name]:.0f} us are estimated, {times[fastest]:.0f} of {fastest}')
                    for name in times if name not in ('grouped', fastest))
-    return {'chosen': _method(x, weight, *geometry, method), 'refused': refused}
+    return explanation(_method(x, weight, *geometry, method), refused)

@@ -1,15 +1,17 @@
 """The choice between CUDA kernels for channels-last maps and torch's functions."""
 import os
-from typing import Dict, Optional, Union
+from typing import Optional
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
+from mmcontext.ops.choice import AUTO, Explanation, cannot_serve, explanation, requested
 from mmcontext.ops.native_library import UNAVAILABLE
 from mmcontext.ops.tracing import eager_refusal
 
 # 'null': all that the host does for a launch, on the CPU and without the launch.
-METHODS = ('auto', 'cuda', 'torch', 'null')
+_WAYS = ('cuda', 'torch', 'null')
 
 
 class KernelSwitch:
@@ -35,18 +37,14 @@ class KernelSwitch:
 
     def requested(self, method: Optional[str]) -> str:
         """The method that an argument, or the environment in its place, asks for."""
-        source = 'method' if method is not None else self.variable
-        if method is None:
-            method = os.environ.get(self.variable) or 'auto'
-        if method not in METHODS:
-            raise ValueError(f'{source} must be one of {", ".join(METHODS)}, got {method!r}')
-        return method
+        return requested('method', method, self.variable, _WAYS).way
 
     def refusal(self, on_host: bool, *operands) -> Optional[str]:
         """Why the kernels cannot serve the C++ function's operands, or None."""
         if UNAVAILABLE:
             return UNAVAILABLE
-        if any(isinstance(t, Tensor) and type(t) is not Tensor for t in operands):
+        if type(operands[0]) is not Tensor or any(
+                isinstance(t, Tensor) and type(t) not in (Tensor, Parameter) for t in operands):
             return 'an operand is of a subclass of Tensor'
         return eager_refusal() or getattr(torch.ops.mmcontext_native, self._refusal)(
             *operands, on_host) or None
@@ -54,15 +52,14 @@ class KernelSwitch:
     def insist(self, method: Optional[str], *operands) -> None:
         """Raise where torch's functions are about to serve and a method by name forbids it."""
         if method is not None and self.requested(method) in ('cuda', 'null'):
-            raise RuntimeError(f'method {method!r} of {self.operator} cannot serve: '
-                               f'{self.refusal(method == "null", *operands)}')
+            raise cannot_serve('method', method, self.operator,
+                               self.refusal(method == 'null', *operands))
 
-    def explain(self, method: Optional[str],
-                *operands) -> Dict[str, Union[str, Dict[str, str]]]:
+    def explain(self, method: Optional[str], *operands) -> Explanation:
         """``chosen``: 'cuda', 'null' or 'torch'; ``refused``: {'cuda': reason} where the kernels
         cannot serve, else empty."""
         wanted = self.requested(method)
         reason = self.refusal(wanted == 'null', *operands)
-        if wanted == 'auto':
+        if wanted == AUTO:
             wanted = 'torch' if reason else 'cuda'
-        return {'chosen': wanted, 'refused': {} if reason is None else {'cuda': reason}}
+        return explanation(wanted, {'cuda': reason})

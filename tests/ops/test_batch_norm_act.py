@@ -146,4 +146,4 @@ def test_refusals_and_wrong_arguments(monkeypatch):
         batch_norm_act(x, method='cuda')
     monkeypatch.setenv(METHOD_VARIABLE, 'triton')
     with pytest.raises(ValueError, match=f"{METHOD_VARIABLE} must be .*'triton'"):
-        batch_norm_act(x)
+        explain_batch_norm_act(x)

@@ -1,14 +1,14 @@
 """Parts of a model in training as CUDA graphs: the host starts one in place of many kernels."""
-from typing import Callable, Dict, Optional, Sequence, Tuple
+from typing import Callable, Dict, Sequence, Tuple
 
 import torch
-from mmengine.hooks import Hook
 from torch import Tensor, nn
 
 from mmcontext.layers.continuous_kernel import ContinuousKernel
 from mmcontext.layers.flexconv import refresh_windows
 from mmcontext.registry import HOOKS
-from mmcontext.utils.dist import unwrapped_model
+
+from .parts_hook import PartsHook
 
 
 class _Callable(nn.Module):
@@ -93,7 +93,7 @@ class GraphedForward:
 
 
 @HOOKS.register_module()
-class CudaGraphHook(Hook):
+class CudaGraphHook(PartsHook):
     """Trains the backbone, or other parts of a model, by CUDA graphs.
 
     A graph needs fixed sizes: of the sizes of images that come, the first ``most_sizes`` get
@@ -112,32 +112,21 @@ class CudaGraphHook(Hook):
             overwrite.
     """
 
-    priority = 'VERY_LOW'
-
     def __init__(self, parts: Sequence[str] = ('backbone', ), most_sizes: int = 4,
                  warmup: int = 3) -> None:
-        if isinstance(parts, str) or not all(isinstance(part, str) for part in parts):
-            raise TypeError(f'parts of CudaGraphHook must be a sequence of names, got {parts!r}')
-        self.parts = tuple(parts)
+        super().__init__(parts)
         self.most_sizes, self.warmup = most_sizes, warmup
 
     def before_train(self, runner) -> None:
         """Put the graphs in the modules' way."""
-        model = unwrapped_model(runner)
-        counts: Optional[int] = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+        counts = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
         if counts != 1:
             raise ValueError(f'CudaGraphHook does not accumulate gradients, and the optim_wrapper '
                              f'has accumulative_counts={counts}')
-        for part in self.parts:
-            try:
-                module = model.get_submodule(part)
-            except AttributeError:
-                raise ValueError(
-                    f'parts of CudaGraphHook: {type(model).__name__} has no module {part!r}; it '
-                    f'has {", ".join(name for name, _ in model.named_children())}') from None
+        for module in self.modules(runner):
             module.forward = GraphedForward(module, self.most_sizes, self.warmup)
 
     def after_train(self, runner) -> None:
         """Take them away."""
-        for part in self.parts:
-            unwrapped_model(runner).get_submodule(part).__dict__.pop('forward', None)
+        for module in self.modules(runner):
+            module.__dict__.pop('forward', None)

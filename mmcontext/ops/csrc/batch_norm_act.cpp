@@ -5,13 +5,12 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <iterator>
 #include <string>
 #include <vector>
 
 #include "cuda/batch_norm.cuh"
 #include "gpu.h"
+#include "gpu_maps.h"
 #include "local_aggregation.h"
 #include "work.h"
 
@@ -22,8 +21,6 @@ using OptionalTensor = c10::optional<Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-Tensor given(const OptionalTensor& t) { return t.value_or(Tensor()); }
-
 enum class Pass { kSums, kStatistics, kResult, kGradientSums, kGradientsOfNorm, kGradient };
 
 // What is compiled in beside the pass; as cuda/batch_norm.cu names it.
@@ -33,10 +30,6 @@ struct Form {
 };
 
 constexpr int64_t kThreads = 256, kAddingThreads = 1024, kAddedChannels = 32;
-
-uint64_t address(const Tensor& t) {
-  return t.defined() ? reinterpret_cast<uint64_t>(t.data_ptr()) : 0;
-}
 
 int activation_code(c10::string_view name) {
   if (name == "none") return 0;
@@ -64,20 +57,6 @@ Division divide(const Tensor& x, const CudaDevice& device, int64_t blocks_per_mu
           std::max<int64_t>(1, std::min(wanted, ceil_div(pixels, 4 * rows)))};
 }
 
-// Compile options.
-std::string defines_of(Pass pass, const Form& form, int64_t threads, int64_t blocks) {
-  const int64_t values[] = {static_cast<int64_t>(pass), form.storage, form.activation,
-                            form.residual, form.batch, form.sums, threads, blocks};
-  constexpr const char* kNames[] = {"PASS", "STORAGE", "ACTIVATION", "RESIDUAL", "BATCH", "SUMS",
-                                    "THREADS", "BLOCKS"};
-  std::string all;
-  all.reserve(128);
-  for (size_t i = 0; i < std::size(values); ++i) {
-    all.append(i ? " -D" : "-D").append(kNames[i]).append("=").append(std::to_string(values[i]));
-  }
-  return all;
-}
-
 CudaLaunch launch_of(Pass pass, const Form& form, const BatchNormParameters& parameters,
                      const Division& division) {
   const bool adds = adds_partials(pass);
@@ -87,7 +66,10 @@ CudaLaunch launch_of(Pass pass, const Form& form, const BatchNormParameters& par
   CudaLaunch launch;
   launch.source = "batch_norm.cu";
   launch.entry = "batch_norm";
-  launch.defines = defines_of(pass, form, threads, adds ? 1 : roomy ? 2 : 3);
+  launch.defines = defines({{"PASS", static_cast<int64_t>(pass)}, {"STORAGE", form.storage},
+                            {"ACTIVATION", form.activation}, {"RESIDUAL", form.residual},
+                            {"BATCH", form.batch}, {"SUMS", form.sums}, {"THREADS", threads},
+                            {"BLOCKS", adds ? 1 : roomy ? 2 : 3}});
   launch.block = static_cast<unsigned>(threads);
   launch.grid[0] = static_cast<unsigned>(adds ? ceil_div(parameters.channels, kAddedChannels)
                                               : division.tiles);
@@ -110,11 +92,11 @@ struct Norm {
 
 BatchNormParameters parameters_of(const Tensor& x, const Norm& norm) {
   BatchNormParameters p{};
-  p.x = address(x);
-  p.weight = address(norm.weight);
-  p.bias = address(norm.bias);
-  p.running_mean = address(norm.mean);
-  p.running_variance = address(norm.variance);
+  p.x = address_of(x);
+  p.weight = address_of(norm.weight);
+  p.bias = address_of(norm.bias);
+  p.running_mean = address_of(norm.mean);
+  p.running_variance = address_of(norm.variance);
   p.channels = static_cast<int>(x.size(1));
   p.pixels = x.numel() / x.size(1);
   p.eps = static_cast<float>(norm.eps);
@@ -128,7 +110,7 @@ constexpr int64_t kSummingBlocks = 3, kWritingBlocks = 12;
 Tensor sum_in(const Tensor& x, const Division& division, BatchNormParameters& p) {
   const Tensor partial = at::empty({division.blocks, 2, x.size(1)}, x.options().dtype(at::kFloat)
                                    .memory_format(at::MemoryFormat::Contiguous));
-  p.partial = address(partial);
+  p.partial = address_of(partial);
   p.partials = static_cast<int>(division.blocks);
   p.lanes = static_cast<int>(division.lanes);
   return partial;
@@ -149,14 +131,14 @@ std::tuple<Tensor, Tensor> run_forward(const Tensor& x, const Tensor& residual, 
   const Tensor y = at::empty_like(x);
   BatchNormParameters p = parameters_of(x, norm);
   p.momentum = static_cast<float>(momentum);
-  p.batches = address(batches);
-  p.residual = address(residual);
-  p.y = address(y);
+  p.batches = address_of(batches);
+  p.residual = address_of(residual);
+  p.y = address_of(y);
   std::vector<CudaLaunch> launches;
   Tensor saved, partial;
   if (batch) {
     saved = vectors_like(x, 4);
-    p.saved = address(saved);
+    p.saved = address_of(saved);
     const Division division = divide(x, limits, kSummingBlocks);
     partial = sum_in(x, division, p);
     const Form plain{form.storage, 0, false, true, false};
@@ -187,12 +169,12 @@ Gradients run_backward(const Tensor& grad, const Tensor& x, const Tensor& y, con
   const bool last = want_x || !form.sums;
   if (last) gradients.x = at::empty_like(x);
   BatchNormParameters p = parameters_of(x, norm);
-  p.saved = address(saved);
-  p.y = address(y);
-  p.grad = address(grad);
-  p.grad_x = address(gradients.x);
+  p.saved = address_of(saved);
+  p.y = address_of(y);
+  p.grad = address_of(grad);
+  p.grad_x = address_of(gradients.x);
   if (residual) gradients.residual = activation ? at::empty_like(x) : grad;
-  p.grad_residual = address(gradients.residual);
+  p.grad_residual = address_of(gradients.residual);
   std::vector<CudaLaunch> launches;
   Tensor partial, coefficients;
   if (form.sums) {
@@ -201,10 +183,10 @@ Gradients run_backward(const Tensor& grad, const Tensor& x, const Tensor& y, con
       gradients.weight = both[0];
       gradients.bias = both[1];
     }
-    p.grad_weight = address(gradients.weight);
-    p.grad_bias = address(gradients.bias);
+    p.grad_weight = address_of(gradients.weight);
+    p.grad_bias = address_of(gradients.bias);
     if (batch) coefficients = vectors_like(x, 3);
-    p.coefficients = address(coefficients);
+    p.coefficients = address_of(coefficients);
     const Division division = divide(x, limits, kSummingBlocks);
     partial = sum_in(x, division, p);
     launches.push_back(launch_of(Pass::kGradientSums, form, p, division));
@@ -286,9 +268,8 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
       of = compose_backward(grads[0], kept[0], kept[1], ctx->saved_data["batch"].toBool(), norm,
                             residual, activation);
     } else {
-      const Tensor grad = grads[0].contiguous(at::MemoryFormat::ChannelsLast);
-      of = run_backward(grad.to(kept[0].scalar_type()), kept[0], kept[1], kept[2], norm, residual,
-                        activation, want_x, want_norm);
+      of = run_backward(dense_gradient(grads[0], kept[0]), kept[0], kept[1], kept[2], norm,
+                        residual, activation, want_x, want_norm);
     }
     return {of.x, of.residual, norm.weight.defined() ? of.weight : Tensor(),
             norm.bias.defined() ? of.bias : Tensor(), Tensor(), Tensor(), Tensor(), Tensor(),
@@ -296,29 +277,12 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
   }
 };
 
-// The environment variable that turns the kernels off; Python names its values.
-std::string switched() {
-  const char* const value = std::getenv("MMCONTEXT_BATCH_NORM_ACT");
-  return value == nullptr || *value == 0 ? "auto" : value;
-}
-
 // Why the kernels cannot serve; empty where they can.
 std::string refusal(const Tensor& x, const Tensor& residual,
                     std::initializer_list<const Tensor*> vectors, bool batch, int activation,
                     bool on_host) {
-  if (on_host ? !x.is_cpu() : !x.is_cuda()) {
-    return "the CUDA kernels run on a GPU, x is on " + x.device().str();
-  }
-  if (x.dim() != 4 || !has_storage(x.scalar_type()) || x.scalar_type() == at::kDouble) {
-    return std::string("they serve maps [B, C, H, W] in float32, bfloat16 or float16, x is ") +
-           c10::toString(x.scalar_type());
-  }
-  if (x.numel() == 0 || !x.is_contiguous(at::MemoryFormat::ChannelsLast)) {
-    return "they serve channels-last maps";
-  }
-  if (x.size(1) * x.element_size() % 16) {
-    return std::to_string(x.size(1)) + " channels are no multiple of 16 bytes";
-  }
+  const std::string of_x = map_refusal(x, on_host);
+  if (!of_x.empty()) return of_x;
   if (batch && x.numel() == x.size(1)) return "one value a channel has no statistics";
   if (residual.defined() &&
       (activation == 2 || residual.sizes() != x.sizes() || residual.device() != x.device() ||
@@ -334,7 +298,7 @@ std::string refusal(const Tensor& x, const Tensor& residual,
              c10::toString(vector->scalar_type());
     }
   }
-  return on_host ? "" : gpu_refusal(x.get_device());
+  return "";
 }
 
 std::string explain(const Tensor& x, const OptionalTensor& residual, const OptionalTensor& weight,
@@ -352,11 +316,8 @@ OptionalTensor batch_norm_act(const Tensor& x, const OptionalTensor& residual,
                               const OptionalTensor& mean, const OptionalTensor& variance,
                               const OptionalTensor& batches, bool batch, double momentum,
                               double eps, c10::string_view activation, c10::string_view method) {
-  const std::string chosen = method.empty() ? switched() : std::string(method);
+  const std::string chosen = chosen_method("MMCONTEXT_BATCH_NORM_ACT", method);
   if (chosen == "torch") return {};
-  TORCH_CHECK_VALUE(chosen == "auto" || chosen == "cuda" || chosen == "null",
-                    "MMCONTEXT_BATCH_NORM_ACT must be one of auto, cuda, torch, null, got '",
-                    chosen, "'");
   const Tensor added = given(residual), w = given(weight), b = given(bias), m = given(mean),
                v = given(variance), n = given(batches);
   const int code = activation_code(activation);
@@ -370,8 +331,7 @@ OptionalTensor batch_norm_act(const Tensor& x, const OptionalTensor& residual,
       }
     }
   }
-  const auto wanted = [](const Tensor& t) { return t.defined() && t.requires_grad(); };
-  if (at::GradMode::is_enabled() && (wanted(x) || wanted(added) || wanted(w) || wanted(b))) {
+  if (wants_gradient({&x, &added, &w, &b})) {
     return Differentiable::apply(x, residual, weight, bias, mean, variance, batches, batch,
                                  momentum, eps, static_cast<int64_t>(code));
   }
