@@ -135,7 +135,7 @@ def test_without_a_launcher_nothing_runs_and_reasons_are_given():
     answer = explain(x, w, 3, padding=1)
     assert answer['chosen'] == 'native' and 'cuda' in answer['refused']
     assert explain(x, w, 3, padding=1, backend='null')['chosen'] == 'null'
-    with pytest.raises(RuntimeError, match="'cuda' of local_aggregation cannot serve: .* are on cpu"):
+    with pytest.raises(RuntimeError, match="'cuda' of local_aggregation cannot serve: .* on cpu"):
         local_aggregation(x, w, 3, padding=1, backend='cuda')
 
 
