@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from mmcontext.engine.loops import ResumableEpochLoop, ResumableIterLoop
 from mmcontext.engine.numbered_batches import NumberedBatch
 from mmcontext.engine.runner import ContextRunner
+from mmcontext.utils.dist import leave_process_group
 
 
 @DATASETS.register_module()
@@ -280,6 +281,7 @@ def _two_processes(rank, folder):
         name = 'epochs' if changes[0] is EPOCHS else 'iterations'
         ContextRunner.from_cfg(config(folder / f'{name}_whole', *changes)).train()
         stop_and_resume(folder / f'{name}_stopped', stop, *changes)
+    leave_process_group()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from mmcontext.engine.hooks import KernelPenaltyHook, kernel_penalty
 from mmcontext.layers import SeparableFlexConv1d
+from mmcontext.utils.dist import leave_process_group
 
 
 class Net(BaseModel):
@@ -184,6 +185,8 @@ def _distributed_step(rank, file):
     sum(alone(x, mode='loss').values()).backward()
     for mine, theirs in zip(net.parameters(), alone.parameters()):
         torch.testing.assert_close(mine.grad, theirs.grad)
+    del wrapped
+    leave_process_group()
 
 
 def test_two_processes_get_the_gradients_of_one(tmp_path):
