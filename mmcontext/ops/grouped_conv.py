@@ -216,7 +216,8 @@ def dense_weight(weight: Tensor, groups: int) -> Tensor:
     """
     outputs, group_channels, *kernel = weight.shape
     blocks = weight.view(groups, outputs // groups, 1, group_channels, *kernel)
-    own = torch.eye(groups, dtype=weight.dtype, device=weight.device)
+    # (torch 2.1 makes none in half precision on a CPU.)
+    own = torch.eye(groups, device=weight.device).to(weight.dtype)
     own = own.view(groups, 1, groups, 1, *(1 for _ in kernel))
     return (blocks * own).reshape(outputs, groups * group_channels, *kernel)
 

@@ -40,6 +40,8 @@ def _close(actual, expected, dtype):
 @DTYPES
 @pytest.mark.parametrize('maps', [1, 2])
 def test_gate_of_means_against_float64(emulated, dtype, maps):
+    if dtype is torch.float16 and torch.__version__ < (2, 2):
+        pytest.skip('this torch has no products of float16 on a CPU')
     # 264 channels: several tiles of half precision and lanes left over.
     for shape in ((3, 24, 5, 7), (2, 264, 3, 3)):
         *operands, grad = _maps(dtype, maps + 1, shape)
