@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmcontext.ops.local_aggregation import cuda
+from mmcontext.ops import gpu_kernels
 
 sys.path.insert(0, str(Path(__file__).parent / 'cuda_emulation'))
 from emulator import Emulator  # noqa: E402
@@ -45,10 +45,10 @@ def emulated(emulator, monkeypatch):
         return 1 if error else 0
 
     address = LAUNCHER(launch)
-    monkeypatch.setattr(cuda, 'host_function', handle)
-    torch.ops.mmcontext_native.forget_kernels(cuda.HOST)
+    monkeypatch.setattr(gpu_kernels, 'host_function', handle)
+    torch.ops.mmcontext_native.forget_kernels(gpu_kernels.HOST)
     torch.ops.mmcontext_native.set_host_launcher(ctypes.cast(address, ctypes.c_void_p).value)
     yield launched
     assert not any(failures)
     torch.ops.mmcontext_native.set_host_launcher(0)
-    torch.ops.mmcontext_native.forget_kernels(cuda.HOST)
+    torch.ops.mmcontext_native.forget_kernels(gpu_kernels.HOST)

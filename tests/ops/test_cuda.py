@@ -7,7 +7,14 @@ import pytest
 import torch
 from conftest import LAUNCHER
 
-from mmcontext.ops import cuda_driver, explain, kernel_cache, local_aggregation, nvrtc
+from mmcontext.ops import (
+    cuda_driver,
+    explain,
+    gpu_kernels,
+    kernel_cache,
+    local_aggregation,
+    nvrtc,
+)
 from mmcontext.ops.local_aggregation import cuda
 from mmcontext.ops.native_library import UNAVAILABLE
 
@@ -24,14 +31,16 @@ def kernel_folder(tmp_path, monkeypatch):
 
 @needs_compiler
 def test_kernels_are_compiled_once_and_kept(kernel_folder):
-    before = cuda.compilations()
-    image = cuda.compile_kernel(*KERNEL, 'sm_80')
-    assert image[:4] == b'\x7fELF' and cuda.compilations() == before + 1
-    assert cuda.compile_kernel(*KERNEL, 'sm_80') == image and cuda.compilations() == before + 1
+    before = gpu_kernels.compilations()
+    image = gpu_kernels.compile_kernel(*KERNEL, 'sm_80')
+    assert image[:4] == b'\x7fELF' and gpu_kernels.compilations() == before + 1
+    assert gpu_kernels.compile_kernel(*KERNEL, 'sm_80') == image
+    assert gpu_kernels.compilations() == before + 1
     stored, = kernel_folder.iterdir()
     stored.write_bytes(stored.read_bytes()[:-1])
-    assert cuda.compile_kernel(*KERNEL, 'sm_80') == image and cuda.compilations() == before + 2
-    assert b'.target' in cuda.compile_kernel(*KERNEL, 'compute_80')
+    assert gpu_kernels.compile_kernel(*KERNEL, 'sm_80') == image
+    assert gpu_kernels.compilations() == before + 2
+    assert b'.target' in gpu_kernels.compile_kernel(*KERNEL, 'compute_80')
 
 
 @needs_compiler
@@ -157,7 +166,7 @@ def test_operators_refuse_sizes_that_reach_beyond_a_tensor(op, operands, complai
 @needs_library
 def test_backward_needs_the_kernels_that_forward_announced(emulated, monkeypatch):
     announced = []
-    monkeypatch.setattr(cuda, 'expected_on_host', lambda *kernel: announced.append(kernel))
+    monkeypatch.setattr(gpu_kernels, 'expected_on_host', lambda *kernel: announced.append(kernel))
     x = torch.randn(1, 16, 6, 8).to(memory_format=torch.channels_last).requires_grad_()
     w = torch.randn(1, 18, 3, 4).to(memory_format=torch.channels_last).unflatten(1, (2, 9))
     w.requires_grad_()

@@ -5,9 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmcontext.ops import grouped_conv, grouped_conv2d, kernel_cache
+from mmcontext.ops import gpu_kernels, grouped_conv, grouped_conv2d, kernel_cache
 from mmcontext.ops.grouped_conv import METHOD_VARIABLE
-from mmcontext.ops.local_aggregation import cuda
 from mmcontext.ops.native_library import UNAVAILABLE
 
 pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason='installed without a compiler')
@@ -111,7 +110,7 @@ def test_kernels_compile(emulated, tmp_path, monkeypatch):
     check(HALF, (1, 16, 5, 5), 8, 3, 4)
     for source, defines, _ in emulated:
         for target in ('sm_80', 'compute_90'):
-            assert cuda.compile_kernel(source, defines, target)
+            assert gpu_kernels.compile_kernel(source, defines, target)
 
 
 def test_operator_is_registered_whole(emulated):

@@ -1,6 +1,6 @@
 // Launches CUDA kernels. No CUDA header is needed to build this and no CUDA library is
-// linked: Python (local_aggregation/cuda.py) compiles the kernels and hands over the addresses
-// of the driver's functions, and everything that happens at every call happens here.
+// linked: Python (ops/gpu_kernels.py) compiles the kernels and hands over the addresses of the
+// driver's functions, and everything that happens at every call happens here.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>

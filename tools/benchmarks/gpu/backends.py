@@ -20,9 +20,11 @@ def cuda_module() -> Optional[ModuleType]:
 
 
 def compilations() -> Optional[int]:
-    """Kernels compiled by the CUDA backend in this process, or None where it does not count."""
-    count = getattr(cuda_module(), 'compilations', None)
-    return count() if count else None
+    """CUDA kernels compiled in this process, or None where this version has none."""
+    try:
+        return importlib.import_module('mmcontext.ops.gpu_kernels').compilations()
+    except ImportError:
+        return None
 
 
 def refusals(device: str) -> Dict[str, str]:
