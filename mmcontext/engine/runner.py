@@ -25,8 +25,6 @@ _RESUMABLE = {
                             (IterBasedTrainLoop, ResumableIterLoop))
     for kind in (loop, loop.__name__, f'mmengine.{loop.__name__}')
 }
-
-
 _CHECKPOINT_HOOKS = ('CheckpointHook', 'mmengine.CheckpointHook')
 
 

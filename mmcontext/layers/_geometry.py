@@ -4,7 +4,7 @@ from typing import Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from mmcontext.layers._modules import is_plain
+from mmcontext.layers._modules import call_or_pass
 from mmcontext.ops.arguments import IntPair, per_axis
 from mmcontext.ops.tracing import is_symbolic
 
@@ -122,7 +122,5 @@ class DynamicKernelLayer(ContextLayer):
 
     def finish(self, y: Tensor) -> Tensor:
         """Aggregated features [B, in_channels, Ho, Wo] -> output [B, out_channels, Ho, Wo]."""
-        projection = self._modules['projection']
-        if not (type(y) is Tensor and is_plain(projection, nn.Identity)):
-            y = projection(y)
+        y = call_or_pass(self._modules['projection'], y)
         return y if self.bias is None else y + self.bias.view(1, -1, 1, 1).to(y.dtype)

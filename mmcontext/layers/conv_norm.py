@@ -2,8 +2,8 @@
 
 At inference on the CPU they are one call of :func:`mmcontext.ops.conv_norm_act`; on a GPU norm,
 residual and activation are one of :func:`mmcontext.ops.batch_norm_act.batch_norm_act`. Wherever a
-module is of another kind or somebody has hooked or changed it, the modules are
-called one after the other.
+module is of another kind or somebody has hooked or changed it, the modules are called one after the
+other.
 """
 from typing import Dict, Iterable, Optional
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmcontext.layers._modules import GLOBAL_HOOKS, has_global_hooks, is_touched
 from mmcontext.layers.norms import build_norm, fit_norm_cfg, normalise
 from mmcontext.ops import grouped_conv2d
-from mmcontext.ops.batch_norm_act import may_serve, run_kernels
+from mmcontext.ops.batch_norm_act import run_kernels, switch
 from mmcontext.ops.conv_norm_act import (
     BatchNorm,
     Convolution,
@@ -117,12 +117,7 @@ def _run_on_gpu(x: Tensor, conv: Optional[nn.Module], norm: Optional[nn.Module],
             return y if act is None or activation != 'none' else act(y)
     if not _is_nothing(norm):
         x = normalise(norm, x)
-    if residual is None and act is None:
-        return x
-    makers = [module for module in (conv, norm) if module is not None]
-    if residual is not None and not makers:
-        x, residual = x + residual, None
-    return _finish(x, makers, act, residual)
+    return _finish_modules(x, conv, norm, act, residual)
 
 
 def _looked_into(modules: Iterable[nn.Module]) -> bool:
@@ -156,6 +151,17 @@ def _finish(x: Tensor, makers: Iterable[nn.Module], act: Optional[nn.Module],
     return x if act is None else act(x)
 
 
+def _finish_modules(x: Tensor, conv: Optional[nn.Module], norm: Optional[nn.Module],
+                    act: Optional[nn.Module], residual: Optional[Tensor]) -> Tensor:
+    """What is added, and the activation, behind modules that have been called."""
+    if residual is None and act is None:
+        return x
+    makers = [module for module in (conv, norm) if module is not None]
+    if residual is not None and not makers:
+        x, residual = x + residual, None  # x is the caller's
+    return _finish(x, makers, act, residual)
+
+
 def run_together(x: Tensor, conv: Optional[nn.Module] = None, norm: Optional[nn.Module] = None,
                  act: Optional[nn.Module] = None, residual: Optional[Tensor] = None) -> Tensor:
     """``act(norm(conv(x)) + residual)``.
@@ -169,7 +175,7 @@ def run_together(x: Tensor, conv: Optional[nn.Module] = None, norm: Optional[nn.
         act: An activation of any kind. None for none.
         residual: What is added in front of the activation. None for nothing.
     """
-    if type(x) is Tensor and (x.is_cuda or may_serve(x)):
+    if type(x) is Tensor and (x.is_cuda or switch.is_on_gpu(x)):
         return _run_on_gpu(x, conv, norm, act, residual)
     method = '' if has_global_hooks() else compiled_method(x)
     convolution = statistics = None
@@ -185,10 +191,7 @@ def run_together(x: Tensor, conv: Optional[nn.Module] = None, norm: Optional[nn.
                 x, convolution = run_compiled(x, convolution, method=method), None
             x = normalise(norm, x)
     if convolution is None and statistics is None:
-        makers = [module for module in (conv, norm) if module is not None]
-        if residual is not None and not makers:
-            x, residual = x + residual, None
-        return _finish(x, makers, act, residual)
+        return _finish_modules(x, conv, norm, act, residual)
     activation = None if is_touched(act) else _ACTIVATIONS.get(type(act))
     if activation is None:
         return _finish(run_compiled(x, convolution, statistics, method=method), (), act, residual)

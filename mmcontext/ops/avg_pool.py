@@ -3,13 +3,14 @@
 torch's gradient of it takes ten times as long as its bytes on a GPU; CUDA kernels that gather
 16 bytes of channels at a time serve there (``csrc/avg_pool.cpp``, ``csrc/cuda/avg_pool.cu``).
 """
-from typing import Dict, Optional, Union
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmcontext.ops.arguments import IntPair, per_axis
+from mmcontext.ops.choice import Explanation
 from mmcontext.ops.kernel_switch import KernelSwitch
 
 METHOD_VARIABLE = 'MMCONTEXT_AVG_POOL'
@@ -44,7 +45,7 @@ def avg_pool2d(x: Tensor, kernel_size: IntPair, stride: Optional[IntPair] = None
 
 def explain_avg_pool(x: Tensor, kernel_size: IntPair, stride: Optional[IntPair] = None,
                      padding: IntPair = 0, ceil_mode: bool = False,
-                     method: Optional[str] = None) -> Dict[str, Union[str, Dict[str, str]]]:
+                     method: Optional[str] = None) -> Explanation:
     """How :func:`avg_pool2d` would serve a map, and why not by the kernels.
 
     Returns:

@@ -5,7 +5,6 @@ reach a fifth to a half of the memory's bandwidth, and what is added and the act
 of their own. Here they are two passes forwards and two backwards, of CUDA kernels compiled at
 their first use (``csrc/batch_norm_act.cpp``, ``csrc/cuda/batch_norm.cu``).
 """
-import os
 from typing import Optional
 
 import torch
@@ -19,30 +18,22 @@ from mmcontext.ops.tracing import eager_refusal
 
 METHOD_VARIABLE = 'MMCONTEXT_BATCH_NORM_ACT'
 ACTIVATIONS = ('none', 'relu', 'silu')
-_switch = KernelSwitch('batch_norm_act', METHOD_VARIABLE, 'batch_norm_act_refusal')
+switch = KernelSwitch('batch_norm_act', METHOD_VARIABLE, 'batch_norm_act_refusal')
 _operator = None if UNAVAILABLE else torch.ops.mmcontext_native.batch_norm_act
-
-
-def may_serve(x: Tensor) -> bool:
-    """Whether :func:`run_kernels` is worth calling for a map: it is on a GPU, or the environment
-    has the CPU stand for one."""
-    return type(x) is Tensor and not UNAVAILABLE and (
-        x.is_cuda or os.environ.get(METHOD_VARIABLE) == 'null')
 
 
 def run_kernels(x: Tensor, residual: Optional[Tensor], weight: Optional[Tensor],
                 bias: Optional[Tensor], running_mean: Optional[Tensor],
                 running_var: Optional[Tensor], num_batches_tracked: Optional[Tensor],
-                training: bool, momentum: float, eps: float, activation: str,
-                method: str = '') -> Optional[Tensor]:
-    """The kernels' result; None where they cannot serve or are switched off.
+                training: bool, momentum: float, eps: float, activation: str) -> Optional[Tensor]:
+    """The kernels' result; None where they cannot serve, or the environment turns them off.
 
-    Args: as :func:`batch_norm_act`, ``method`` '' for that of the environment.
+    Args: as :func:`batch_norm_act`.
     """
     if UNAVAILABLE or eager_refusal() is not None:
         return None
     return _operator(x, residual, weight, bias, running_mean, running_var, num_batches_tracked,
-                     training, momentum, eps, activation, method)
+                     training, momentum, eps, activation, '')
 
 
 def batch_norm_act(x: Tensor, weight: Optional[Tensor] = None, bias: Optional[Tensor] = None,
@@ -79,12 +70,12 @@ def batch_norm_act(x: Tensor, weight: Optional[Tensor] = None, bias: Optional[Te
     if activation not in ACTIVATIONS:
         raise ValueError(f'activation must be one of {", ".join(ACTIVATIONS)}, '
                          f'got {activation!r}')
-    if _switch.may_serve(x, method):
-        y = run_kernels(x, residual, weight, bias, running_mean, running_var,
-                        num_batches_tracked, training, momentum, eps, activation, method or '')
+    if switch.may_serve(x, method):
+        y = _operator(x, residual, weight, bias, running_mean, running_var, num_batches_tracked,
+                      training, momentum, eps, activation, method or '')
         if y is not None:
             return y
-    _switch.insist(method, x, residual, weight, bias, running_mean, running_var, training,
+    switch.insist(method, x, residual, weight, bias, running_mean, running_var, training,
                    activation)
     if training and num_batches_tracked is not None:
         num_batches_tracked.add_(1)
@@ -107,5 +98,5 @@ def explain_batch_norm_act(
         ``chosen``: 'cuda', 'null' or 'torch'; ``refused``: {'cuda': reason} where the kernels
         cannot serve, else empty.
     """
-    return _switch.explain(method, x, residual, weight, bias, running_mean, running_var,
+    return switch.explain(method, x, residual, weight, bias, running_mean, running_var,
                            training, activation)

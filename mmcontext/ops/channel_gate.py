@@ -5,11 +5,12 @@ five times for one of them, and launches a dozen kernels forwards; on GPUs, CUDA
 channels-last maps read it twice and write it once (``csrc/channel_gate.cpp``,
 ``csrc/cuda/channel_gate.cu``).
 """
-from typing import Callable, Dict, Optional, Union
+from typing import Callable, Optional
 
 import torch
 from torch import Tensor
 
+from mmcontext.ops.choice import Explanation
 from mmcontext.ops.conv_norm_act import channel_means
 from mmcontext.ops.kernel_switch import KernelSwitch
 
@@ -100,7 +101,7 @@ def grouped_product(vectors: Tensor, weight: Tensor, groups: int) -> Tensor:
 
 
 def explain_channel_gate(x: Tensor, other: Optional[Tensor] = None,
-                         method: Optional[str] = None) -> Dict[str, Union[str, Dict[str, str]]]:
+                         method: Optional[str] = None) -> Explanation:
     """How :func:`gate_by_means` and :func:`gate_by_convolution` would serve a map, and why not
     by the kernels.
 

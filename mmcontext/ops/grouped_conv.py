@@ -15,9 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcontext.ops.choice import Explanation, cannot_serve, explanation, requested
-from mmcontext.ops.local_aggregation.operators import LIBRARY, autocast_dtype, register_fake
+from mmcontext.ops.local_aggregation.operators import (
+    LIBRARY,
+    autocast_dtype,
+    is_autocast,
+    register_fake,
+)
 from mmcontext.ops.native_library import UNAVAILABLE
-from mmcontext.ops.tracing import in_torch_func, is_compiling, is_exporting, is_observed
+from mmcontext.ops.tracing import eager_refusal, is_compiling, is_exporting
 
 METHOD_VARIABLE = 'MMCONTEXT_GROUPED_CONV'
 _WAYS = ('library', 'grouped', 'dense', 'direct', 'null')
@@ -48,16 +53,10 @@ for _name, _function in (('grouped_conv_direct', _standard),
         LIBRARY.impl(_name, _function, 'CompositeImplicitAutograd')
 
 
-def _is_autocast(kind: str) -> bool:
-    if hasattr(torch, 'get_autocast_dtype'):  # torch 2.4
-        return torch.is_autocast_enabled(kind)
-    return torch.is_autocast_enabled() if kind == 'cuda' else torch.is_autocast_cpu_enabled()
-
-
 def _dtype(x: Tensor) -> torch.dtype:
     """The dtype that the convolution runs in."""
     kind = 'cuda' if x.is_cuda else 'cpu'
-    if _is_autocast(kind) and x.dtype.is_floating_point:
+    if is_autocast(kind) and x.dtype.is_floating_point:
         return autocast_dtype(kind)
     return x.dtype
 
@@ -81,14 +80,9 @@ def _refusal(x: Tensor, weight: Tensor, groups: int) -> Optional[str]:
 
 def _unable(x: Tensor) -> Optional[str]:
     """Why an operator of our own must not be called now, or None."""
-    if UNAVAILABLE:
-        return UNAVAILABLE
-    if is_compiling() or torch.jit.is_tracing():
-        return 'a graph is being recorded'
-    if in_torch_func():
-        return 'a transform of torch.func is under way'
-    if is_observed():
-        return 'a TorchDispatchMode looks on, which may know standard operators only'
+    reason = UNAVAILABLE or eager_refusal()
+    if reason:
+        return reason
     return _refusal_of_gpu(x.device.index) if x.is_cuda else None
 
 

@@ -29,11 +29,14 @@ class KernelSwitch:
         self.variable = variable
         self._refusal = refusal
 
+    def is_on_gpu(self, x: Tensor, method: Optional[str] = None) -> bool:
+        """Whether a map is on a GPU, or the CPU stands for one, and there is a library for it."""
+        return (type(x) is Tensor and not UNAVAILABLE
+                and (x.is_cuda or (method or os.environ.get(self.variable)) == 'null'))
+
     def may_serve(self, x: Tensor, method: Optional[str]) -> bool:
         """Whether the kernels are worth asking for."""
-        return (type(x) is Tensor and not UNAVAILABLE and method != 'torch'
-                and (x.is_cuda or (method or os.environ.get(self.variable)) == 'null')
-                and eager_refusal() is None)
+        return method != 'torch' and self.is_on_gpu(x, method) and eager_refusal() is None
 
     def requested(self, method: Optional[str]) -> str:
         """The method that an argument, or the environment in its place, asks for."""

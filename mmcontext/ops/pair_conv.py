@@ -3,12 +3,13 @@
 What a concatenation writes is as large as the maps; on GPUs, in half precision and channels-last,
 the convolution is one product of matrices for each map (``csrc/pair_conv.cpp``).
 """
-from typing import Dict, Optional, Union
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmcontext.ops.choice import Explanation
 from mmcontext.ops.kernel_switch import KernelSwitch
 
 METHOD_VARIABLE = 'MMCONTEXT_PAIR_CONV'
@@ -59,7 +60,7 @@ def pair_conv(x: Tensor, other: Tensor, weight: Tensor, groups: int = 1,
 
 
 def explain_pair_conv(x: Tensor, other: Tensor,
-                      method: Optional[str] = None) -> Dict[str, Union[str, Dict[str, str]]]:
+                      method: Optional[str] = None) -> Explanation:
     """How :func:`pair_conv` would serve two maps, and why not by products of matrices.
 
     Returns:

@@ -8,7 +8,7 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 
-from mmcontext.layers._modules import is_plain
+from mmcontext.layers._modules import call_or_pass
 from mmcontext.layers.avg_pool import AvgPool2d
 from mmcontext.layers.blur_pool import BlurPool2d
 from mmcontext.layers.conv_norm import (
@@ -81,15 +81,10 @@ class ResidualBlock(BaseModule):
     def _forward(self, x: Tensor) -> Tensor:
         # (Not by attribute, for which a module looks everywhere: this runs in every block.)
         modules = self._modules
-        eager, y, shortcut = type(x) is Tensor, x, x
+        y = x
         for name in ('reduce', 'spatial', 'norm2', 'blur'):
-            module = modules[name]
-            # (An identity that nobody looks into.)
-            if not (eager and type(module) is nn.Identity and is_plain(module, nn.Identity)):
-                y = module(y)
-        module = modules['shortcut']
-        if not (eager and type(module) is nn.Identity and is_plain(module, nn.Identity)):
-            shortcut = module(x)
+            y = call_or_pass(modules[name], y)
+        shortcut = call_or_pass(modules['shortcut'], x)
         expand, norm3, drop_path, act = map(modules.get, ('expand', 'norm3', 'drop_path', 'act'))
         drops = self.training and not isinstance(drop_path, nn.Identity)
         if not (drops or self.norm_after_add):

@@ -10,17 +10,12 @@ from mmcontext.ops.choice import AUTO, Explanation, cannot_serve, explanation, r
 from mmcontext.ops.conv_norm_act.arguments import ACTIVATIONS, Convolution, Norm
 from mmcontext.ops.conv_norm_act.operator import run_compiled
 from mmcontext.ops.conv_norm_act.reference import compose
+from mmcontext.ops.local_aggregation.operators import is_autocast
 from mmcontext.ops.tracing import is_compiling, is_observed, is_transformed
 
 METHOD_VARIABLE = 'MMCONTEXT_CONV_NORM_ACT'
 # 'own' and 'library' say whose convolution the compiled operator takes.
 _METHODS = ('own', 'library', 'torch')
-
-
-def _is_autocast() -> bool:
-    if hasattr(torch, 'get_autocast_dtype'):  # torch 2.4
-        return torch.is_autocast_enabled('cpu')
-    return torch.is_autocast_cpu_enabled()
 
 
 def refusal(x: Tensor) -> Optional[str]:
@@ -39,7 +34,7 @@ def refusal(x: Tensor) -> Optional[str]:
         return 'a transform of torch.func or forward-mode differentiation is under way'
     if is_observed():
         return 'a TorchDispatchMode looks on, which may know standard operators only'
-    if _is_autocast():
+    if is_autocast('cpu'):
         return 'autocast wants the convolution in another dtype'
     return native_library.UNAVAILABLE
 

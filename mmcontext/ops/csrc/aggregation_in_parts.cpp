@@ -35,8 +35,7 @@ struct Parts {
     }
   }
   Tensor forward(const Tensor& x, const Tensor& w) const {
-    Tensor y = at::empty({x.size(0), x.size(1), w.size(3), w.size(4)},
-                         x.options().memory_format(at::MemoryFormat::ChannelsLast));
+    Tensor y = empty_pixels({x.size(0), x.size(1), w.size(3), w.size(4)}, x);
     run(Task::kForward, x, w, y);
     return y;
   }

@@ -68,12 +68,8 @@ void launch(const Pool& pool, bool back, const Tensor& source, const Tensor& tar
   launch_on_gpu(device, {one});
 }
 
-Tensor empty_map(at::IntArrayRef size, const Tensor& like) {
-  return at::empty(size, like.options().memory_format(at::MemoryFormat::ChannelsLast));
-}
-
 Tensor forward(const Tensor& x, const Pool& pool) {
-  Tensor y = empty_map({x.size(0), x.size(1), pool.out(0, x.size(2)), pool.out(1, x.size(3))}, x);
+  Tensor y = empty_pixels({x.size(0), x.size(1), pool.out(0, x.size(2)), pool.out(1, x.size(3))}, x);
   launch(pool, false, x, y);
   return y;
 }
@@ -97,7 +93,7 @@ struct Pooled : torch::autograd::Function<Pooled> {
     const auto modes = ints("modes");
     const Pool pool{ints("kernel"), ints("stride"), ints("padding"), modes[0] != 0,
                     modes[1] != 0};
-    Tensor of_x = empty_map(ints("size"), grads[0]);
+    Tensor of_x = empty_pixels(ints("size"), grads[0]);
     if (at::GradMode::is_enabled()) {
       of_x = at::avg_pool2d_backward(grads[0], of_x, pool.kernel, pool.stride, pool.padding,
                                      pool.ceil_mode, pool.include_pad, c10::nullopt);

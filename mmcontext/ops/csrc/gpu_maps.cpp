@@ -18,6 +18,10 @@ Tensor dense_gradient(const Tensor& grad, const Tensor& like) {
   return grad.to(like.scalar_type()).contiguous(at::MemoryFormat::ChannelsLast);
 }
 
+Tensor empty_pixels(at::IntArrayRef sizes, const Tensor& like) {
+  return at::empty(sizes, like.options().memory_format(at::MemoryFormat::ChannelsLast));
+}
+
 std::string defines(std::initializer_list<std::pair<const char*, int64_t>> options) {
   std::string all;
   all.reserve(128);

@@ -22,6 +22,9 @@ bool wants_gradient(std::initializer_list<const at::Tensor*> operands);
 // A gradient as its map is: of one type, channels-last.
 at::Tensor dense_gradient(const at::Tensor& grad, const at::Tensor& like);
 
+// An uninitialised channels-last map.
+at::Tensor empty_pixels(at::IntArrayRef sizes, const at::Tensor& like);
+
 // Compile options of a kernel: -DNAME=value ...
 std::string defines(std::initializer_list<std::pair<const char*, int64_t>> options);
 

@@ -1,17 +1,17 @@
 // A convolution of narrow groups on a GPU's tensor cores: the operator, its derivative, autocast.
 // Schema, shape function and the choice of it stand in grouped_conv.py.
-#include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
-#include <torch/version.h>
 
 #include <array>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "autocast.h"
 #include "gpu.h"
+#include "gpu_maps.h"
 #include "grouped_conv.h"
 
 namespace mmcontext {
@@ -31,15 +31,15 @@ const c10::TypedOperatorHandle<Forward>& forward_op() {
 
 Tensor run_forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
                    const GroupedCall& call) {
-  Tensor y = empty_pixels(x, {x.size(0), w.size(0), (x.size(2) - 1) / call.stride + 1,
-                           (x.size(3) - 1) / call.stride + 1});
+  Tensor y = empty_pixels({x.size(0), w.size(0), (x.size(2) - 1) / call.stride + 1,
+                           (x.size(3) - 1) / call.stride + 1}, x);
   if (y.numel()) run_grouped_map(GroupedTask::kForward, x, w, bias, y, call);
   return y;
 }
 
 Tensor run_grad_input(const Tensor& grad, const Tensor& x, const Tensor& w,
                       const GroupedCall& call) {
-  Tensor result = empty_pixels(grad, x.sizes());
+  Tensor result = empty_pixels(x.sizes(), grad);
   if (result.numel()) run_grouped_map(GroupedTask::kGradInput, grad, w, {}, result, call);
   return result;
 }
@@ -120,10 +120,8 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
 
 Tensor forward_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
                         int64_t stride, int64_t groups, string_view method) {
-  const bool wanted = at::GradMode::is_enabled() &&
-                      (x.requires_grad() || w.requires_grad() ||
-                       (bias.has_value() && bias->defined() && bias->requires_grad()));
-  if (!wanted) {
+  const Tensor added = given(bias);
+  if (!wants_gradient({&x, &w, &added})) {
     at::AutoDispatchBelowADInplaceOrView below;
     return forward_op().call(x, w, bias, stride, groups, method);
   }
@@ -143,13 +141,7 @@ Tensor forward_autocast(const Tensor& x, const Tensor& w, const OptionalTensor& 
 
 Tensor autocast_kept(const Tensor& t) {
   const auto device = t.device().type();
-#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 4
-  const auto type = at::autocast::get_autocast_dtype(device);
-#else
-  const auto type = device == c10::DeviceType::CUDA ? at::autocast::get_autocast_gpu_dtype()
-                                                    : at::autocast::get_autocast_cpu_dtype();
-#endif
-  return at::autocast::cached_cast(type, t, device);
+  return at::autocast::cached_cast(autocast_type(device), t, device);
 }
 
 }  // namespace mmcontext

@@ -25,9 +25,6 @@ void run_grouped_map(GroupedTask task, const at::Tensor& source, const at::Tenso
 at::Tensor grouped_grad_weight(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& w,
                                const GroupedCall& call);
 
-// A channels-last map.
-at::Tensor empty_pixels(const at::Tensor& like, at::IntArrayRef sizes);
-
 // Has the kernels of a new forward pass' gradients compiled behind it.
 void expect_grouped_gradients(const at::Tensor& x, const at::Tensor& w, bool bias,
                               const GroupedCall& call);

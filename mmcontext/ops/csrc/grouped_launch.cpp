@@ -7,6 +7,7 @@
 #include <string>
 
 #include "gpu.h"
+#include "gpu_maps.h"
 #include "grouped_conv.h"
 
 namespace mmcontext {
@@ -60,7 +61,7 @@ Tensor readable(const Tensor& map) {
 
 PixelMap pixels(const Tensor& map) {
   const auto stride = [&](int dim) { return map.size(dim) == 1 ? 0 : map.stride(dim); };
-  return {reinterpret_cast<uint64_t>(map.data_ptr()), stride(0), static_cast<int>(stride(2)),
+  return {address_of(map), stride(0), static_cast<int>(stride(2)),
           static_cast<int>(stride(3)), static_cast<int>(map.size(2)),
           static_cast<int>(map.size(3))};
 }
@@ -98,15 +99,11 @@ void run_grouped_map(GroupedTask task, const Tensor& source, const Tensor& w,
   GroupedParameters q = plan.parameters;
   q.source = pixels(from);
   q.target = pixels(target);
-  q.weight = reinterpret_cast<uint64_t>(w.data_ptr());
-  q.bias = with_bias ? reinterpret_cast<uint64_t>(added.data_ptr()) : 0;
+  q.weight = address_of(w);
+  q.bias = address_of(added);
   q.accumulate = accumulate;
   set_weight_strides(w, q);
   launch_on_gpu(device, {filled(plan.main, q)});
-}
-
-Tensor empty_pixels(const Tensor& like, at::IntArrayRef sizes) {
-  return at::empty(sizes, like.options().memory_format(at::MemoryFormat::ChannelsLast));
 }
 
 Tensor grouped_grad_weight(const Tensor& grad, const Tensor& x, const Tensor& w,
@@ -121,10 +118,10 @@ Tensor grouped_grad_weight(const Tensor& grad, const Tensor& x, const Tensor& w,
   GroupedParameters q = plan.parameters;
   q.source = pixels(from);
   q.target = pixels(other);
-  q.partial = reinterpret_cast<uint64_t>(partial.data_ptr());
+  q.partial = address_of(partial);
   GroupedSumParameters sum{};
   sum.partial = q.partial;
-  sum.target = reinterpret_cast<uint64_t>(result.data_ptr());
+  sum.target = address_of(result);
   set_weight_strides(result, sum);
   sum.parts = plan.parts;
   sum.count = static_cast<int>(w.numel());

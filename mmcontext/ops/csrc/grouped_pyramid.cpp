@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "gpu_maps.h"
 #include "grouped_conv.h"
 
 namespace mmcontext {
@@ -74,7 +75,7 @@ Tensor run(const Tensor& x, TensorList weights, const Levels& all) {
       const auto size = [&](int dim) {
         return direct ? (x.size(dim) - 1) / all.stride + 1 : part.size(dim);
       };
-      y = empty_pixels(x, {x.size(0), channels, size(2), size(3)});
+      y = empty_pixels({x.size(0), channels, size(2), size(3)}, x);
     }
     const Tensor target = y.narrow(1, first, w.size(0));
     if (!direct) {
@@ -172,7 +173,7 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
       if (more) {
         grad_x = grad_x.contiguous(at::MemoryFormat::ChannelsLast);
       } else {
-        grad_x = empty_pixels(x, x.sizes());
+        grad_x = empty_pixels(x.sizes(), x);
       }
       if (grad_x.numel()) {
         run_grouped_map(GroupedTask::kGradInput, parts[level], w, {}, grad_x, all.call(level),

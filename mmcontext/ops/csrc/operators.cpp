@@ -1,15 +1,14 @@
 // The operators of the local aggregation: checks, choice of a backend, derivatives, autocast.
 // Their schemas, their fake kernels and the backends that are written in Python stand in
 // local_aggregation/*.py; a call that falls to the compiled kernels does not enter Python.
-#include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
-#include <torch/version.h>
 
 #include <utility>
 #include <vector>
 
+#include "autocast.h"
 #include "gpu.h"
 #include "huge_pages.h"
 #include "local_aggregation.h"
@@ -296,15 +295,6 @@ Tensor grad_weight_autograd(const Tensor& grad, const Tensor& x, c10::SymInt gro
                             IntArrayRef dilation, bool interleaved, string_view backend) {
   return differentiable(Kind::kGradWeight, grad, x, {}, std::move(groups), kernel, stride,
                         padding, dilation, interleaved, backend);
-}
-
-at::ScalarType autocast_type(c10::DeviceType device) {
-#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 4
-  return at::autocast::get_autocast_dtype(device);
-#else
-  return device == c10::DeviceType::CUDA ? at::autocast::get_autocast_gpu_dtype()
-                                         : at::autocast::get_autocast_cpu_dtype();
-#endif
 }
 
 // Brings the operands to autocast's dtype; float64 is left alone.

@@ -87,6 +87,14 @@ def autocast_dtype(device_type: str) -> torch.dtype:
             else torch.get_autocast_cpu_dtype())
 
 
+def is_autocast(device_type: str) -> bool:
+    """Whether autocast is on for a kind of device, 'cpu' or 'cuda'."""
+    if hasattr(torch, 'get_autocast_dtype'):  # torch 2.4
+        return torch.is_autocast_enabled(device_type)
+    return (torch.is_autocast_enabled() if device_type == 'cuda'
+            else torch.is_autocast_cpu_enabled())
+
+
 def autocast_kernel(op: Callable, operands: int, device_type: str) -> Callable:
     """Kernel that brings the first arguments to autocast's dtype; float64 is left alone.
 
