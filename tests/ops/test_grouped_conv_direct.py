@@ -143,6 +143,8 @@ def test_other_geometries_are_refused(geometry, reason):
         grouped_conv2d(x, w, groups=4, method='null', **geometry)
     with pytest.raises(RuntimeError, match='half precision'):
         grouped_conv2d(x.float(), w.float(), None, 1, 1, 1, 4, method='null')
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match='forward-mode'):
+        grouped_conv2d(x, w, None, 1, 1, 1, 4, method='null')
 
 
 @pytest.mark.parametrize('sizes, reason', [
