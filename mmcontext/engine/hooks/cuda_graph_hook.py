@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from mmcontext.layers.continuous_kernel import ContinuousKernel
 from mmcontext.layers.flexconv import refresh_windows
-from mmcontext.ops.local_aggregation.operators import autocast_dtype, is_autocast
 from mmcontext.registry import HOOKS
 
 from .parts_hook import PartsHook
@@ -37,9 +36,9 @@ def capture(module: nn.Module, forward: Callable, x: Tensor, warmup: int) -> Cal
     """
     kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
     random_state = torch.cuda.get_rng_state(x.device)
-    enabled = is_autocast('cuda')
+    enabled = torch.is_autocast_enabled()
     # Casts of weights belong into the graph: what autocast keeps is gone by the next step.
-    with torch.autocast('cuda', autocast_dtype('cuda'), enabled, cache_enabled=False):
+    with torch.autocast('cuda', torch.get_autocast_gpu_dtype(), enabled, cache_enabled=False):
         graphed = torch.cuda.make_graphed_callables(
             _Callable(module, forward), (x.detach().clone(), ), num_warmup_iters=warmup,
             allow_unused_input=True)
@@ -82,7 +81,8 @@ class GraphedForward:
             self._windows = windows
             self._graphs.clear()
             self._seen.clear()
-        key = (x.shape, x.stride(), x.dtype, is_autocast('cuda'), autocast_dtype('cuda'))
+        key = (x.shape, x.stride(), x.dtype, torch.is_autocast_enabled(),
+               torch.get_autocast_gpu_dtype())
         graph = self._graphs.get(key)
         if graph is None:
             self._seen[key] = self._seen.get(key, 0) + 1
