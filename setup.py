@@ -189,7 +189,7 @@ setup(
     version=version(kernels=not missing_kernels),
     packages=find_packages(include=['mmcontext', 'mmcontext.*']),
     package_data={'mmcontext': ['ops/**/csrc/**/*', 'ops/**/*.cu', 'ops/**/*.cuh',
-                                'ops/**/*.json']},
+                                'ops/**/*.json', 'deployment/csrc/*']},
     include_package_data=False,
     zip_safe=False,
     ext_modules=native.get('ext_modules', []),

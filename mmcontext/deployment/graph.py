@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from torch import Tensor, nn
 
+from mmcontext.deployment.onnxruntime_library import DOMAIN
 from mmcontext.deployment.operators import exportable
 from mmcontext.deployment.preprocess import (
     Preprocess,
@@ -245,24 +246,27 @@ def _example(module: nn.Module, shape: Tuple[int, ...]) -> Tuple[Tensor, ...]:
     return (images, )
 
 
-def export(graph: Graph, path: str, opset: int = OPSET) -> None:
-    """Write a graph to an ONNX file, in standard operators only.
+def export(graph: Graph, path: str, opset: int = OPSET, own_operators: bool = False) -> None:
+    """Write a graph to an ONNX file.
 
     Args:
         graph: From :func:`build_graph`.
         path: File to write.
         opset: Version of the operator set. Defaults to 17.
+        own_operators: Whether the aggregation is one operator, for which onnxruntime needs the
+            library of ``onnxruntime_library.write_library``; otherwise all operators are standard
+            ones. Defaults to False.
 
     Raises:
         UserError: It cannot be written in that operator set.
     """
     if isinstance(graph.module, Detection) and opset < DETECTION_OPSET:
         raise UserError(f'a detector needs opset {DETECTION_OPSET} for its RoiAlign, got {opset}')
-    options = {}
+    options = {'custom_opsets': {DOMAIN: 1}} if own_operators else {}
     if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
         # The exporter that all torch since 2.1 have and that needs no further package.
         options['dynamo'] = False
-    with warnings.catch_warnings(), exportable(), torch.no_grad():
+    with warnings.catch_warnings(), exportable(own_operators), torch.no_grad():
         # Shapes are checked in Python while tracing, which is what they warn of.
         warnings.simplefilter('ignore')
         graph.module(*graph.example)  # A continuous kernel may have to be scaled first.

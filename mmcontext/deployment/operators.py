@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmcontext.deployment.onnxruntime_library import DOMAIN
 from mmcontext.ops import standard_operators
+from mmcontext.ops.local_aggregation.backends import Geometry
+from mmcontext.ops.local_aggregation.standard import aggregate_standard
 from mmcontext.ops.tracing import untraced
 
 
@@ -122,6 +125,28 @@ def roi_align(layer, features: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
                            max(layer.sampling_ratio, 0), layer.aligned)
 
 
+class _LocalAggregation(torch.autograd.Function):
+    """This package's operator, and that of its library for onnxruntime."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, w: Tensor, geometry: Geometry, channels: int) -> Tensor:
+        with untraced():
+            return aggregate_standard(x, w, geometry)
+
+    @staticmethod
+    def symbolic(g, x, w, geometry: Geometry, channels: int):
+        kernel_size, stride, padding, dilation, interleaved = geometry
+        y = g.op(f'{DOMAIN}::LocalAggregation', x, w, kernel_size_i=kernel_size, stride_i=stride,
+                 padding_i=padding, dilation_i=dilation, interleaved_i=int(interleaved))
+        # Left alone, the exporter takes the sizes of the trace for constants.
+        return y.setType(x.type().with_sizes([None, channels, None, None]))
+
+
+def aggregate_in_onnxruntime(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
+    """The aggregation, one operator ``mmcontext::LocalAggregation`` in an exported graph."""
+    return _LocalAggregation.apply(x, w, geometry, int(x.shape[1]))
+
+
 def _hat_weights(low: Tensor, high: Tensor, length: int, cells: int) -> Tensor:
     pixels = torch.arange(length, device=low.device) + 0.5
     position = (pixels - low[:, None]) / (high - low)[:, None] * cells - 0.5
@@ -184,8 +209,13 @@ def upsample(self, x: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def exportable() -> Iterator[None]:
-    """Within it networks run in operators that exporters know, for inputs of every size."""
+def exportable(own_operators: bool = False) -> Iterator[None]:
+    """Within it networks run in operators that exporters know, for inputs of every size.
+
+    Args:
+        own_operators: Whether the aggregation is one operator, of this package's library for
+            onnxruntime. Defaults to False.
+    """
     replaced = [(F, 'adaptive_avg_pool2d', adaptive_avg_pool2d)]
     mmseg = sys.modules.get('mmseg.models.utils.wrappers')
     if mmseg is not None:
@@ -194,7 +224,8 @@ def exportable() -> Iterator[None]:
     for owner, name, stand_in in replaced:
         setattr(owner, name, stand_in)
     try:
-        with standard_operators():
+        with standard_operators(
+                aggregate_in_onnxruntime if own_operators else aggregate_standard):
             yield
     finally:
         for (owner, name, _), original in zip(replaced, originals):

@@ -1,6 +1,6 @@
 """Exported graphs in onnxruntime, alone and in the place of a config's network."""
 import json
-from typing import Dict, List, Sequence
+from typing import Dict, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ class OnnxGraph:
 
     Args:
         path: The file.
+        library: The library of ``onnxruntime_library.write_library``, which a file with this
+            package's own operators needs; None for others.
 
     Attributes:
         metadata (dict): What it tells about itself.
@@ -25,7 +27,7 @@ class OnnxGraph:
         UserError: onnxruntime is missing, or the file is none of ``export``.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, library: Optional[str] = None) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -34,11 +36,14 @@ class OnnxGraph:
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # It warns of empty results of a detector.
         try:
+            if library:
+                options.register_custom_ops_library(library)
             self._session = onnxruntime.InferenceSession(
                 path, options, providers=['CPUExecutionProvider'])
         except Exception as error:  # onnxruntime has no common base of its own
             reason = str(error).partition('\n')[0]
-            raise UserError(f'{path} cannot be loaded by onnxruntime: {reason}') from error
+            raise UserError(f'{path} cannot be loaded by onnxruntime (a file with own operators '
+                        f'needs --library): {reason}') from error
         entries = self._session.get_modelmeta().custom_metadata_map
         if 'mmcontext' not in entries:
             raise UserError(f'{path} was not written by export_onnx.py: its metadata does not '

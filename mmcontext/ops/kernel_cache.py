@@ -69,6 +69,6 @@ def kept(identity: str, make: Callable[[], bytes]) -> bytes:
         try:
             _write(path, image)
         except OSError as error:
-            warnings.warn(f'compiled GPU kernels cannot be kept in {where} ({error}); set '
+            warnings.warn(f'compiled kernels cannot be kept in {where} ({error}); set '
                           f'{CACHE_VARIABLE} to another folder, or to off', stacklevel=2)
     return image

@@ -1,10 +1,10 @@
 """Time exported networks in several runtimes beside eager torch, in one process.
 
 Every network stands in eager torch with the kernels of this package, in onnxruntime and, where it
-is installed, in openvino, the last two on the same ONNX file; with ``--aoti`` in an ahead-of-time
-package of torch, too. All are run in turn, round after round; quotients to eager ResNet-50 are
-taken between the fastest rounds. With one thread the time is that of the processor, so that
-other work on the machine does not count.
+is installed, in openvino, both on the same ONNX file; in onnxruntime again with this package's
+operator, and with ``--aoti`` in an ahead-of-time package of torch, too. All are run in turn, round
+after round; quotients to eager ResNet-50 are taken between the fastest rounds. With one thread the
+time is that of the processor, so that other work on the machine does not count.
 
     python tools/benchmarks/bench_runtimes.py --networks CedNet-50 RedNet-50 --batch 1
 """
@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 import time
-from typing import Callable, Dict, Iterator, List, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import onnxruntime
@@ -22,6 +22,7 @@ from bench_models import BASELINE, NETWORKS, Classifier, machine
 from mmengine.registry import init_default_scope
 
 from mmcontext.deployment.graph import Graph, export
+from mmcontext.deployment.onnxruntime_library import write_library
 from mmcontext.ops import standard_operators
 
 Step = Callable[[], np.ndarray]
@@ -35,9 +36,11 @@ def eager(model: torch.nn.Module, images: torch.Tensor) -> Step:
     return step
 
 
-def in_onnxruntime(path: str, images: torch.Tensor) -> Step:
+def in_onnxruntime(path: str, images: torch.Tensor, library: Optional[str] = None) -> Step:
     """An ONNX file in onnxruntime, with as many threads as torch."""
     options = onnxruntime.SessionOptions()
+    if library:
+        options.register_custom_ops_library(library)
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     feed = {session.get_inputs()[0].name: images.numpy()}
@@ -75,10 +78,14 @@ def runtimes(name: str, images: torch.Tensor, folder: str, aoti: bool
     step = eager(model, images)
     expected = step()
     yield 'eager', step
+    graph = Graph(model, (images[:1].repeat(2, 1, 1, 1), ), {'images': {0: 'batch'}},
+                  {'logits': {0: 'batch'}}, dict(config=name), model)
     path = os.path.join(folder, f'{name}.onnx')
-    export(Graph(model, (images[:1].repeat(2, 1, 1, 1), ), {'images': {0: 'batch'}},
-                 {'logits': {0: 'batch'}}, dict(config=name), model), path)
+    export(graph, path)
     steps = {'onnxruntime': in_onnxruntime(path, images)}
+    own = os.path.join(folder, f'{name}_own.onnx')
+    export(graph, own, own_operators=True)
+    steps['onnxruntime, own operator'] = in_onnxruntime(own, images, str(write_library(folder)))
     try:
         steps['openvino'] = in_openvino(path, images)
     except ImportError:

@@ -1,19 +1,24 @@
-"""Export the network of a config to ONNX, in standard operators only.
+"""Export the network of a config to ONNX.
 
 Classifiers give logits; segmentors logits of the image's size; detectors of mmdet boxes, scores,
 labels and masks after the config's own suppression and limits. The file is compared with torch in
 onnxruntime, where that is installed, before the tool says that it is done.
+
+All operators are standard ones, which any runtime has. With --own-operators the aggregation of CoT,
+involution and C-volution is one operator, faster on CPUs, and the library that onnxruntime needs
+for it is written beside the file.
 """
 import argparse
 import sys
 from pathlib import Path
-from typing import Iterator, List, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 import cv2
 import numpy as np
 
 from mmcontext.deployment.checking import compare, finite_inputs, image_inputs
 from mmcontext.deployment.graph import OPSET, Detection, Graph, build_graph, export
+from mmcontext.deployment.onnxruntime_library import write_library
 from mmcontext.deployment.runtime import OnnxGraph
 from mmcontext.utils.cli import add_cfg_options, load_config, run
 from mmcontext.utils.errors import UserError
@@ -43,6 +48,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--masks', choices=['image', 'box'], default='image',
         help="detectors: masks of the image's size (default), or probabilities within the box")
+    parser.add_argument(
+        '--own-operators', action='store_true',
+        help="for onnxruntime on a CPU: the aggregation as this package's operator, whose library "
+        'is written too (needs a C++ compiler here, not where the file is run)')
     parser.add_argument('--opset', type=int, default=OPSET, help=f'default: {OPSET}')
     parser.add_argument('--images', nargs='+', default=[], metavar='FILE',
                         help='images to compare with torch on, in place of noise')
@@ -62,13 +71,13 @@ def read_images(paths: List[str], graph: Graph) -> Iterator[Tuple[str, np.ndarra
         yield path, image[None]
 
 
-def check(graph: Graph, path: str, args: argparse.Namespace) -> None:
+def check(graph: Graph, path: str, library: Optional[str], args: argparse.Namespace) -> None:
     """Compare a file with torch and say how they agree.
 
     Raises:
         UserError: They do not.
     """
-    onnx = OnnxGraph(path)
+    onnx = OnnxGraph(path, library)
     if args.images:
         cases = ((name, image_inputs(graph, image))
                  for name, image in read_images(args.images, graph))
@@ -92,15 +101,16 @@ def main() -> None:
                         args.dynamic_size, args.argmax, args.masks)
     out = args.out or f'{Path(args.config).stem}.onnx'
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    export(graph, out, args.opset)
+    export(graph, out, args.opset, args.own_operators)
+    library = str(write_library(Path(out).parent)) if args.own_operators else None
     print(f'{out}: {", ".join(graph.inputs)} -> {", ".join(graph.outputs)}, '
-          f'{Path(out).stat().st_size / 2**20:.1f} MiB')
+          f'{Path(out).stat().st_size / 2**20:.1f} MiB{f"; it needs {library}" if library else ""}')
     try:
         import onnxruntime  # noqa: F401
     except ImportError:
         print('not compared with torch: onnxruntime is not installed')
         return
-    check(graph, out, args)
+    check(graph, out, library, args)
 
 
 if __name__ == '__main__':

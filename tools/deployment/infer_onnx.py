@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Dict, NamedTuple, Tuple
+from typing import Dict, NamedTuple, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -40,6 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('model', help='file that export_onnx.py wrote')
     parser.add_argument('images', nargs='+', metavar='image')
+    parser.add_argument('--library', help='what export_onnx.py --own-operators wrote beside it')
     parser.add_argument('--out-dir', type=Path, help='folder for the pictures')
     parser.add_argument('--score', type=float, default=0.3,
                         help='draw detections from this score on (default: 0.3)')
@@ -48,17 +49,21 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load(path: str) -> Tuple[onnxruntime.InferenceSession, dict]:
+def load(path: str, library: Optional[str] = None
+         ) -> Tuple[onnxruntime.InferenceSession, dict]:
     """The session of a file, and what the file tells about itself."""
     if not Path(path).is_file():
         raise UsageError(f'{path} does not exist')
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:
+        if library:
+            options.register_custom_ops_library(library)
         session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     except Exception as error:  # onnxruntime has no common base of its own
         reason = str(error).partition('\n')[0]
-        raise UsageError(f'{path} cannot be loaded by onnxruntime: {reason}') from error
+        raise UsageError(f'{path} cannot be loaded by onnxruntime (a file with own operators '
+                         f'needs --library): {reason}') from error
     entries = session.get_modelmeta().custom_metadata_map
     if 'mmcontext' not in entries:
         raise UsageError(f'{path} was not written by export_onnx.py: its metadata does not tell '
@@ -216,7 +221,7 @@ def draw(image: np.ndarray, found: Dict[str, np.ndarray], placement: Placement, 
 
 def infer(args: argparse.Namespace) -> None:
     """Do the work."""
-    session, metadata = load(args.model)
+    session, metadata = load(args.model, args.library)
     names = [node.name for node in session.get_outputs()]
     for path in args.images:
         if not Path(path).is_file():

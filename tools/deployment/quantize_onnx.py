@@ -22,6 +22,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
+from mmcontext.deployment.onnxruntime_library import DOMAIN
 from mmcontext.deployment.preprocess import Preprocess, normalisation_of, test_dataset
 from mmcontext.deployment.runtime import OnnxGraph
 from mmcontext.utils.cli import add_cfg_options, load_config, run
@@ -104,6 +105,9 @@ def to_int8(path: str, out: str, feeds: List[Dict[str, np.ndarray]],
         def get_next(self):
             return next(self.feeds, None)
 
+    if any(entry.domain == DOMAIN for entry in onnx.load(path).opset_import):
+        raise UserError(f'{path} was exported with --own-operators, which the quantisation of '
+                        'onnxruntime does not take; export it without')
     with tempfile.TemporaryDirectory() as folder:
         prepared = os.path.join(folder, 'prepared.onnx')
         # Folds the norms into the convolutions; shapes may depend on values in a detector.

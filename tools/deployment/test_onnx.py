@@ -17,6 +17,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file, or mmcontext::FAMILY/NAME.py')
     parser.add_argument('model', help='file that export_onnx.py wrote of it')
+    parser.add_argument('--library', help='what export_onnx.py --own-operators wrote beside it')
     add_common_arguments(parser)
     return parser.parse_args()
 
@@ -34,7 +35,7 @@ class Progress(Hook):
 def main() -> None:
     """Command line entry point."""
     args = parse_args()
-    graph = OnnxGraph(args.model)
+    graph = OnnxGraph(args.model, args.library)
     cfg = load_config(args)
     exported = graph.metadata['config']
     if exported != Path(cfg.filename).name:

@@ -7,6 +7,9 @@
 
 namespace mmcontext {
 
+// All of them, the widest first.
+std::vector<const Kernels*> available_kernels();
+
 // The sets that a call may use, the widest first: one where MMCONTEXT_CPU_ISA names it.
 std::vector<const Kernels*> allowed_kernels();
 

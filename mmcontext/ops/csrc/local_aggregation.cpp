@@ -1,5 +1,7 @@
-// The local aggregation on the CPU: what a call asks for, and which kernels do it.
+// What a call of the local aggregation on the CPU asks for.
 #include "local_aggregation.h"
+
+#include <torch/library.h>
 
 #include "instruction_sets.h"
 #include "plans.h"
@@ -62,14 +64,17 @@ Aggregation describe(Task task, const Tensor& source, const Tensor& kernel, cons
 void run_on_cpu(Task task, const Tensor& source, const Tensor& kernel, const Tensor& target,
                 const Geometry& geometry) {
   if (target.numel() == 0) return;
-  const std::vector<const Kernels*> sets = allowed_kernels();
-  const Aggregation call = describe(task, source, kernel, target, geometry);
-  if (run_by_pixel(call, *sets[0])) return;
-  // Where a channels-last tensor has too few channels for wide vectors, narrower ones are
-  // several times as fast as turning its pixels into planes.
-  const bool pixels = source.stride(1) == 1 && source.size(1) > 1;
-  if (pixels && sets.size() > 1 && run_by_pixel(call, *sets[1])) return;
-  run_planar(call, *sets[0]);
+  run(describe(task, source, kernel, target, geometry));
 }
 
 }  // namespace mmcontext
+
+TORCH_LIBRARY_FRAGMENT(mmcontext_native, m) {
+  m.def("instruction_set() -> str",
+        [] { return std::string(mmcontext::allowed_kernels().front()->name); });
+  m.def("instruction_sets() -> str[]", [] {
+    std::vector<std::string> names;
+    for (const mmcontext::Kernels* set : mmcontext::available_kernels()) names.push_back(set->name);
+    return names;
+  });
+}

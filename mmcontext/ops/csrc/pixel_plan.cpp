@@ -12,7 +12,7 @@ namespace {
 void divide(PixelPlan& plan, int64_t parts) {
   plan.parts = parts;
   plan.strip = std::max<int64_t>(1, std::min<int64_t>(8, plan.batch * parts * plan.out_rows /
-                                                             (4 * at::get_num_threads())));
+                                                             (4 * thread_count())));
   plan.strips = ceil_div(plan.out_rows, plan.strip);
   plan.units = plan.batch * parts * plan.strips;
 }

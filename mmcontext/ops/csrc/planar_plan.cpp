@@ -110,7 +110,7 @@ void divide(PlanarPlan& plan, const Phase& most, int64_t lanes, int64_t element)
   plan.tiles = std::max<int64_t>(1, ceil_div(most.cols, plan.tile));
   // Strips of about 15 rows, fewer where there are not enough units for all threads.
   const int64_t others = plan.batch * plan.groups * plan.tiles * plan.phases;
-  const int64_t wanted = ceil_div(4 * at::get_num_threads(), std::max<int64_t>(1, others));
+  const int64_t wanted = ceil_div(4 * thread_count(), std::max<int64_t>(1, others));
   int64_t strip = std::max<int64_t>(1, std::min<int64_t>(15, ceil_div(most.rows, wanted)));
   if (most.rows <= 16 && wanted == 1) strip = std::max<int64_t>(1, most.rows);
   plan.strip = strip >= 3 && strip < most.rows ? round_to(strip, 3) : strip;

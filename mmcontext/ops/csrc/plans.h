@@ -12,6 +12,9 @@ bool run_by_pixel(const Aggregation& call, const Kernels& set);
 // Does any call.
 void run_planar(const Aggregation& call, const Kernels& set);
 
+// Does a call by the kernels that serve it best.
+void run(const Aggregation& call);
+
 // Whether the kernels of a set are compiled for this size of neighbourhood.
 inline bool compiled_square(const Aggregation& call) {
   return call.kernel_h == call.kernel_w &&

@@ -2,14 +2,13 @@
 // thereby knows the size, and the kernels find each where it was booked.
 #pragma once
 
-#include <ATen/Parallel.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
 #include "kernels.h"
+#include "parallel.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #define MMCONTEXT_GUARDS 1
@@ -92,7 +91,7 @@ inline thread_local Scratch kept_scratch;
 // Does all units of a plan, each thread in scratch of its own.
 template <class Plan>
 void run_units(const Plan& plan, const Ledger& ledger, Kernel<Plan>* kernel) {
-  at::parallel_for(0, plan.units, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(plan.units, [&](int64_t begin, int64_t end) {
     Scratch for_this_call;
     Scratch& scratch = ledger.bytes() <= kKeptScratch ? kept_scratch : for_this_call;
     char* memory = scratch.at_least(ledger.bytes());

@@ -1,6 +1,6 @@
 """Argument checks and the public entry."""
 import contextlib
-from typing import Iterator, Optional, Tuple
+from typing import Callable, Iterator, Optional, Tuple
 
 from torch import Tensor
 from torch.overrides import handle_torch_function
@@ -36,21 +36,28 @@ if UNAVAILABLE:
 
 _SHARES = ('block', 'interleaved')
 _standard_only = False
+_exported = aggregate_standard
 
 
 @contextlib.contextmanager
-def standard_operators() -> Iterator[None]:
+def standard_operators(
+        aggregation: Callable[[Tensor, Tensor, Geometry], Tensor] = aggregate_standard
+) -> Iterator[None]:
     """Within it, :func:`local_aggregation` runs as standard torch operators.
 
     For exporters that cannot represent a custom operator. ``torch.onnx.export`` and
     ``torch.export.export`` (but for ``strict=True``) are recognised without it.
+
+    Args:
+        aggregation: What runs instead, where a runtime has an operator for it.
     """
-    global _standard_only
-    before, _standard_only = _standard_only, True
+    global _standard_only, _exported
+    before = _standard_only, _exported
+    _standard_only, _exported = True, aggregation
     try:
         yield
     finally:
-        _standard_only = before
+        _standard_only, _exported = before
 
 
 def standard_operators_wanted(backend: str) -> bool:
@@ -151,7 +158,7 @@ def local_aggregation(x: Tensor, w: Tensor, kernel_size: IntPair, stride: IntPai
     backend = requested_backend(backend)
     if standard_operators_wanted(backend):
         check_same_kind('x and w', x, w)
-        return (aggregate if backend == REFERENCE else aggregate_standard)(x, w, geometry)
+        return (aggregate if backend == REFERENCE else _exported)(x, w, geometry)
     return forward_op(x, w, *geometry, backend)
 
 
