@@ -160,6 +160,8 @@ _SECTIONS = (
      _plain('graphs')),
     ('grouped', 'Grouped convolutions: GPU us forward / gradient of x / of the weight, batch 64',
      _grouped),
+    ('pointwise', 'Convolutions of kernel 1: GPU and host us, bf16, channels-last, batch 64 (in, '
+     'out, size)', _plain('pointwise')),
     ('continuous', 'Depth-wise convolutions of CKResNet-50: GPU us, bf16, batch 64 (channels, K, '
      'stride, size)', _plain('continuous')),
     ('detection', 'Detectors and segmentors, batch 2, fp16 AMP, milliseconds a step',

@@ -51,6 +51,7 @@ TASKS = (
     Task('networks', 'd', 'gpu.networks:main', 150, 20, _NETWORKS, resumes=True),
     Task('profiles', 'd', 'gpu.profiles:main', 60, 20, _NETWORKS),
     Task('graphs', 'd', 'gpu.graphs:main', 60, 20, _NETWORKS),
+    Task('pointwise', 'e', 'gpu.pointwise:main', 20),
     Task('continuous', 'e', 'gpu.continuous:main', 25),
     Task('detection', 'f', 'gpu.detection:main', 90, 20, (*_NETWORKS, 'mmdet')),
     Task('segmentation', 'f', 'gpu.detection:segmentor', 30, 15, (*_NETWORKS, 'mmseg')),
