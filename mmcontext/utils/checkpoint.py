@@ -149,6 +149,7 @@ def load_checkpoint_file(filename: str, map_location=None) -> dict:
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
+        # torch has one type for what it refuses and for damage, and no field for the name.
         refused = re.search(r'GLOBAL (\S+)', str(error))
         if refused:
             raise CheckpointError(
@@ -156,9 +157,8 @@ def load_checkpoint_file(filename: str, map_location=None) -> dict:
                 'run code, and only weights and training state are loaded') from error
         raise CheckpointError(_damage(path, filename)) from error
     except Exception as error:
-        # Damaged bytes come up as nearly any error; what follows is not the file's fault.
-        if isinstance(error, MemoryError) or re.search('out of memory|deserialize object on',
-                                                       str(error)):
+        # Damaged bytes come up as nearly any error.
+        if isinstance(error, MemoryError) or _reads_on_cpu(path):
             raise
         raise CheckpointError(_damage(path, filename)) from error
     if not isinstance(checkpoint, dict):
@@ -166,6 +166,15 @@ def load_checkpoint_file(filename: str, map_location=None) -> dict:
             f'checkpoint {filename} holds a {type(checkpoint).__name__}, expected a dict with '
             'weights')
     return checkpoint
+
+
+def _reads_on_cpu(path: str) -> bool:
+    """Whether a file is whole, so that the device is to blame: not there, or full."""
+    try:
+        torch.load(path, map_location='cpu', weights_only=True)
+    except Exception:
+        return False
+    return True
 
 
 def _damage(path: str, filename: str) -> str:
