@@ -31,7 +31,7 @@ _BATCH_NORMS: Dict[type, bool] = {}
 _ACTIVATIONS = {type(None): 'none', nn.Identity: 'none', nn.ReLU: 'relu', nn.SiLU: 'silu'}
 
 
-def faster_by_pixel(x: Tensor) -> bool:
+def faster_channels_last(x: Tensor) -> bool:
     """Whether a contiguous ``x`` is worth turning channels-last.
 
     It is where the C++ kernels or :func:`run_together` on a CPU make more of it, now that no

@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 from common import COMPILES
+from tolerances import assert_close
 from torch import nn
 
 from mmcontext.registry import MODELS
@@ -45,11 +46,11 @@ def _assert_compiles(model: nn.Module, x: torch.Tensor, tolerance: float) -> Non
         compiled = torch.compile(graph, fullgraph=True, backend='aot_eager')
         if not training:
             with torch.no_grad():
-                torch.testing.assert_close(_output(compiled, x), _output(eager, x),
-                                           rtol=tolerance, atol=tolerance)
+                assert_close(_output(compiled, x), _output(eager, x), rtol=tolerance,
+                             atol=tolerance)
             continue
         expected, actual = _output(eager, x), _output(compiled, x)
-        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+        assert_close(actual, expected, rtol=tolerance, atol=tolerance)
         cotangent = torch.randn_like(expected)
         expected.backward(cotangent)
         actual.backward(cotangent)

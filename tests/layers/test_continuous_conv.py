@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from common import COMPILES
 from mmcv.cnn import ConvModule
 from mmengine.registry import init_default_scope
+from tolerances import DOUBLE, DOUBLE_LAYERS, assert_close
 
 from mmcontext import layers
 from mmcontext.layers import freeze_kernels, set_resolution
@@ -55,7 +56,7 @@ def test_forward_is_a_convolution_with_the_sampled_kernel(family, dim, causal):
                          groups=4 if layer.separable else 1)
     if layer.separable:
         expected = layer.channel_mixer(expected)
-    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
+    assert_close(y, expected, DOUBLE_LAYERS)
 
 
 @pytest.mark.parametrize('dim', [1, 2, 3])
@@ -82,14 +83,14 @@ def test_stride_and_dilation(method, stride, dilation):
     x = sample(2)
     expected = layer.channel_mixer(F.conv2d(
         x, layer.sample_kernel(), layer.bias, stride, 2 * dilation, dilation, 4))
-    torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-12)
+    assert_close(layer(x), expected, DOUBLE_LAYERS)
 
 
 def test_explicit_padding_and_groups():
     layer = build('CKConv', 2, 4, 6, (5, 3), padding=(0, 4), groups=2)
     x = sample(2)
     expected = F.conv2d(x, layer.sample_kernel(), layer.bias, padding=(0, 4), groups=2)
-    torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-12)
+    assert_close(layer(x), expected, DOUBLE_LAYERS)
 
 
 @pytest.mark.parametrize('causal, padding', [(True, None), (False, None), (False, 3), (False, 0)])
@@ -107,8 +108,7 @@ def test_cropped_taps_are_the_ones_under_the_threshold(causal, padding):
     zeroed[..., kept] = whole[..., kept]
     pads = (14, 0) if causal else (7, 7) if padding is None else (padding, padding)
     assert cropped < 15
-    torch.testing.assert_close(y, F.conv1d(F.pad(x, pads), zeroed, layer.bias), rtol=1e-10,
-                               atol=1e-12)
+    assert_close(y, F.conv1d(F.pad(x, pads), zeroed, layer.bias), DOUBLE_LAYERS)
     # The mask is at its threshold where the kernel ends, give or take a tap.
     edge = (cropped - 1) / 7 if causal else (cropped - 1) / 14
     assert math.exp(-0.5 * ((edge + 2 / 14) / 0.2)**2) < 0.1
@@ -135,7 +135,7 @@ def test_same_size_is_taken_from_the_first_input_and_kept():
     fresh = build('SeparableCKConv', 1, 4, 4, causal=True)
     fresh.load_state_dict(layer.state_dict())
     x = sample(1).repeat(1, 1, 2)
-    torch.testing.assert_close(fresh(x), layer(x))
+    assert_close(fresh(x), layer(x))
 
 
 def test_centred_same_size_is_odd():
@@ -152,7 +152,7 @@ def test_output_layer_is_rescaled_once(family):
     taps = layer.sample_kernel().shape[2:].numel()
     fan_in = taps if layer.separable else taps * 4
     after = layer.kernel_net.output_linear.weight.detach().clone()
-    torch.testing.assert_close(after, before / math.sqrt(fan_in))
+    assert_close(after, before / math.sqrt(fan_in))
     layer(sample(2))
     copied = build(family, 2, 4, 6, 5)
     copied.load_state_dict(layer.state_dict())
@@ -190,7 +190,7 @@ def test_magnet_is_the_written_formula():
     for i in (1, 2):
         z = gabor(net.filters[i]) * net.linears[i - 1](z)
     expected = z @ net.output_linear.weight.T + net.output_linear.bias
-    torch.testing.assert_close(net(x), expected, rtol=1e-12, atol=1e-12)
+    assert_close(net(x), expected, DOUBLE)
     # Centres start inside the box, on its newest side when causal.
     causal = layers.MAGNet(1, 3, init_box=0.2, causal=True)
     assert all(f.mu.min() >= 0.8 and f.mu.max() <= 1 for f in causal.filters)
@@ -515,7 +515,7 @@ def test_frozen_kernels_compute_the_same(family, causal):
     expected = model(x)
     freeze_kernels(model)
     assert not any(isinstance(m, CKConvNd) for m in model.modules())
-    torch.testing.assert_close(model(x), expected)
+    assert_close(model(x), expected)
 
 
 @COMPILES
@@ -525,7 +525,7 @@ def test_compiles_and_is_never_stale():
     x = sample(1)
     with torch.no_grad():
         for _ in range(2):
-            torch.testing.assert_close(compiled(x), fresh_output(layer, x))
+            assert_close(compiled(x), fresh_output(layer, x))
             layer.kernel_net.output_linear.weight.mul_(2)
             layer.mask_width.mul_(2)
 
@@ -538,9 +538,9 @@ def test_exports(name):
     with torch.no_grad():
         expected = layer(x)
         program = torch.export.export(layer, (x, ))
-        torch.testing.assert_close(program.module()(x), expected)
+        assert_close(program.module()(x), expected)
         traced = torch.jit.trace(layer, x)
-        torch.testing.assert_close(traced(x), expected)
+        assert_close(traced(x), expected)
 
 
 def test_autocast_samples_in_single_precision():
@@ -551,7 +551,7 @@ def test_autocast_samples_in_single_precision():
         y = layer(x.bfloat16())
         assert layer.sample_kernel().dtype == torch.float32
     assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y.float(), expected, rtol=0.05, atol=0.05)
+    assert_close(y.float(), expected, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize('arguments, message', [

@@ -16,7 +16,7 @@ from mmcontext.layers.conv_norm import (
     FusedConvModule,
     add_to_output,
     conv_norm_act,
-    faster_by_pixel,
+    faster_channels_last,
     run_together,
 )
 from mmcontext.layers.max_pool import MaxPool2d
@@ -351,7 +351,7 @@ class ContextResNet(FreezableBackbone):
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Feature maps of the stages named by ``out_indices``."""
-        turned = (faster_by_pixel(x)
+        turned = (faster_channels_last(x)
                   and x.shape[0] * x.shape[2] * x.shape[3] >= self.channels_last_from)
         if turned:
             x = x.contiguous(memory_format=torch.channels_last)

@@ -11,6 +11,7 @@
 #include "cuda/batch_norm.cuh"
 #include "gpu.h"
 #include "gpu_maps.h"
+#include "layout.h"
 #include "local_aggregation.h"
 #include "work.h"
 
@@ -287,7 +288,7 @@ std::string refusal(const Tensor& x, const Tensor& residual,
   if (residual.defined() &&
       (activation == 2 || residual.sizes() != x.sizes() || residual.device() != x.device() ||
        residual.scalar_type() != x.scalar_type() ||
-       !residual.is_contiguous(at::MemoryFormat::ChannelsLast))) {
+       !lies_by_pixel(residual))) {
     return "what is added is not as x, or a SiLU follows";
   }
   for (const Tensor* vector : vectors) {

@@ -9,6 +9,7 @@
 
 #include "channel_gate.h"
 #include "gpu_maps.h"
+#include "layout.h"
 
 namespace mmcontext {
 namespace {
@@ -142,7 +143,7 @@ std::string refusal(const Tensor& x, const OptionalTensor& other, bool on_host) 
   if (!reason.empty()) return reason;
   if (other && (other->sizes() != x.sizes() || other->device() != x.device() ||
                 other->scalar_type() != x.scalar_type() ||
-                !other->is_contiguous(at::MemoryFormat::ChannelsLast))) {
+                !lies_by_pixel(*other))) {
     return "the other map is not as x";
   }
   return x.size(0) > 65535 ? "there are more than 65535 images" : "";

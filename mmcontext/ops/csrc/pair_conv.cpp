@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "gpu_maps.h"
+#include "layout.h"
 #include "local_aggregation.h"
 
 namespace mmcontext {
@@ -111,7 +112,7 @@ std::string refusal(const Tensor& x, const Tensor& other, bool on_host) {
   std::string reason = map_refusal(x, on_host);
   if (reason.empty() && (other.sizes() != x.sizes() || other.device() != x.device() ||
                          other.scalar_type() != x.scalar_type() ||
-                         !other.is_contiguous(at::MemoryFormat::ChannelsLast))) {
+                         !lies_by_pixel(other))) {
     return "the other map is not as x";
   }
   if (reason.empty() && x.scalar_type() == at::kFloat && !on_host) {

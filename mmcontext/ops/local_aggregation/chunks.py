@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcontext.ops.local_aggregation.backends import Geometry, is_channels_last
+from mmcontext.ops.layout import is_channels_last
+from mmcontext.ops.local_aggregation.backends import Geometry
 
 # Bytes of kernels made at a time: about what the last-level cache of one or two cores holds,
 # and enough work for every multiprocessor of a GPU.
