@@ -18,7 +18,7 @@ SAME = Tolerance(0, 0)  # the same sums in the same order
 DOUBLE = Tolerance(1e-12, 1e-12)  # an operator in float64, by two ways
 DOUBLE_LAYERS = Tolerance(1e-10, 1e-12)  # layers, transforms and derivatives in float64
 SINGLE = Tolerance(1e-5, 1e-5)  # an operator in float32
-SINGLE_LAYERS = Tolerance(1e-4, 1e-5)  # layers in float32, beside float64 or another order of sums
+SINGLE_LAYERS = Tolerance(1e-4, 1e-5)  # layers in float32, by another order of sums
 HALVED = Tolerance(2e-2, 2e-2)  # bfloat16 or float16 on the way
 
 # Of sums in float32 (float64 for itself) that are rounded once: shares of the largest value.

@@ -129,7 +129,7 @@ class ContextRunner(Runner):
         """Load weights; to resume or to test, those of this very model.
 
         Raises:
-            CheckpointError: There training is resumed, and keys or shapes differ; or a model is
+            CheckpointError: Training is resumed, and keys or shapes differ; or a model is
                 tested, and weights are missing or have another shape.
         """
         if not (self._resume or self._testing):
@@ -180,7 +180,7 @@ class ContextRunner(Runner):
 
     @staticmethod
     def build_dataloader(dataloader: Union[DataLoader, Dict], *args, **kwargs) -> DataLoader:
-        """Build a dataloader and see to it that there is data behind it."""
+        """Build a dataloader and see to it that it has data."""
         if isinstance(dataloader, DataLoader):
             return dataloader
         scope = DefaultScope.get_current_instance()

@@ -52,7 +52,7 @@ def is_capturing(tensor: Tensor) -> bool:
 def in_torch_func() -> bool:
     """Inside ``torch.func``, whose transformations take no operator's own derivative.
 
-    No where this torch cannot say: then operators are called, and torch raises an error.
+    False where this torch cannot say: then operators are called, and torch raises an error.
     """
     return not is_compiling() and _peek_transforms() not in (None, 'unknown')
 

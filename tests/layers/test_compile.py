@@ -38,7 +38,7 @@ def _output(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def _assert_compiles(model: nn.Module, x: torch.Tensor, tolerance: float) -> None:
     """Output and gradients of the compiled model, in train and eval, against eager.
 
-    Captured forward and backward, but not lowered: that is torch's affair, and takes a compiler.
+    Captured forward and backward, but not lowered: that is up to torch, and takes a compiler.
     """
     torch._dynamo.reset()
     for training in (True, False):

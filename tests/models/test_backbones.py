@@ -113,7 +113,7 @@ def test_zero_init_residual_makes_a_block_its_shortcut():
     backbone = build('CoResNet', zero_init_residual=True)
     backbone.init_weights()
     assert not backbone.layer3[0].norm3.weight.any()
-    assert backbone.layer3[-1].norm3.weight.all(), 'behind the addition it must not be zero'
+    assert backbone.layer3[-1].norm3.weight.all(), 'after the addition it must not be zero'
 
 
 def test_pretrained_with_prefix(tmp_path):

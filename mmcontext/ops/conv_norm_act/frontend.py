@@ -65,7 +65,7 @@ def conv_norm_act(x: Tensor, conv: Optional[Convolution] = None, norm: Optional[
         conv: The convolution; None for none.
         norm: :class:`BatchNorm` or :class:`GroupNorm`; None for none.
         activation: 'none', 'relu' or 'silu'.
-        residual: What is added in front of the activation, in the shape of the output or one
+        residual: What is added before the activation, in the shape of the output or one
             that is broadcast to it; None for nothing.
         method: 'auto': the compiled operator in one pass or two where it can serve, see
             :func:`explain_conv_norm_act`, and else standard functions; 'own': the compiled

@@ -155,7 +155,7 @@ std::tuple<Tensor, Tensor> run_forward(const Tensor& x, const Tensor& residual, 
 
 struct Gradients { Tensor x, residual, weight, bias; };
 
-// `y` is read where something was added in front of an activation, `saved` with statistics of
+// `y` is read where something was added before an activation, `saved` with statistics of
 // the batch.
 Gradients run_backward(const Tensor& grad, const Tensor& x, const Tensor& y, const Tensor& saved,
                        const Norm& norm, bool residual, int activation, bool want_x,

@@ -13,7 +13,7 @@
 namespace mmcontext {
 namespace {
 
-// Has the kernels of a new forward pass' gradients compiled behind it: the backward pass will
+// Has the kernels of a new forward pass' gradients compiled in the background: the backward pass will
 // ask for them next, laid out as the operands are.
 void expect_gradients(int64_t device, const CudaProblem& forward) {
   CudaProblem of_x = forward, of_w = forward;

@@ -30,7 +30,7 @@ Tensor map_of(const Tensor& pixels, const Tensor& like) {
 }
 
 // The part of [2, Co, C] that one group of the weight fills; its channels of the two maps
-// alternate, those of a single group stand one map behind the other.
+// alternate, those of a single group stand one map after the other.
 Tensor block(const Tensor& matrices, int64_t group, int64_t groups) {
   const int64_t outputs = matrices.size(1) / groups, inputs = matrices.size(2) / groups;
   return matrices.narrow(1, group * outputs, outputs).narrow(2, group * inputs, inputs);

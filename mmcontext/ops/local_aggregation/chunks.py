@@ -1,4 +1,4 @@
-"""The kernels of an involution, made of reduced features a part at a time."""
+"""The kernels of an involution, made from reduced features, one part at a time."""
 from typing import Iterator, NamedTuple, Optional, Tuple
 
 import torch
