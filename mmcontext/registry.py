@@ -28,7 +28,8 @@ _OPTIONAL_MODELS = {
     'ContextFCNMaskHead': ('mmdet', 'mmdet', 'mmcontext.models.heads.context_fcn_mask_head'),
     'ContextConvFCBBoxHead': ('mmdet', 'mmdet', 'mmcontext.models.heads.context_bbox_head'),
     'PyConvHead': ('mmseg', 'mmsegmentation', 'mmcontext.models.heads.pyconv_head'),
-    'FCNHead': ('mmseg', 'mmsegmentation', 'mmcontext.models.heads.fcn_head'),
+    **dict.fromkeys(('TorchInitFCNHead', 'FCNHead'),
+                    ('mmseg', 'mmsegmentation', 'mmcontext.models.heads.torch_init_fcn_head')),
     'ContextFCNHead': ('mmseg', 'mmsegmentation', 'mmcontext.models.heads.context_fcn_head'),
 }
 

@@ -20,6 +20,22 @@ CONTEXT_OPERATORS = [
          kernel_cfg=dict(type='MAGNet', hidden_channels=4, omega_0=100.)),
 ]
 
+# Millions of parameters with 1000 classes, counted on the authors' networks.
+MILLIONS = {
+    ('CoResNet', 50): 25.557, ('CoResNet', 101): 44.549, ('CoResNet', 152): 60.193,
+    ('PyConvResNet', 18): 5.912, ('PyConvResNet', 34): 11.091, ('PyConvResNet', 50): 24.848,
+    ('PyConvResNet', 101): 42.308, ('PyConvResNet', 152): 56.641,
+    ('PyConvHGResNet', 50): 25.235, ('PyConvHGResNet', 101): 44.627,
+    ('PyConvHGResNet', 152): 60.658,
+    ('CoTNet', 50): 22.222, ('CoTNet', 101): 38.272,
+    ('CoTNeXt', 50): 30.046, ('CoTNeXt', 101): 53.346,
+    ('SECoTNetD', 50): 23.108, ('SECoTNetD', 101): 40.912, ('SECoTNetD', 152): 55.784,
+    ('RedNet', 26): 9.233, ('RedNet', 38): 12.387, ('RedNet', 50): 15.541,
+    ('RedNet', 101): 25.653, ('RedNet', 152): 33.985,
+    ('CedNet', 26): 9.551, ('CedNet', 38): 12.900, ('CedNet', 50): 16.250,
+    ('CedNet', 101): 26.990, ('CedNet', 152): 35.839,
+}
+
 
 def since_torch(version: str, what: str):
     """Mark of a test about what torch has from a version on."""

@@ -84,7 +84,7 @@ def convert_ccnn(state: Mapping[str, Tensor]) -> Dict[str, Tensor]:
     """
     prefix = 'network.'
     if any(key.startswith(prefix) for key in state):
-        # Beside the network Lightning keeps metrics.
+        # Lightning keeps metrics with the network.
         state = {k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)}
     if 'out_layer.weight' not in state:
         raise CheckpointError("the checkpoint is no CCNN: it has no entry 'out_layer.weight'")

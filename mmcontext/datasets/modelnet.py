@@ -20,7 +20,7 @@ def read_off(path: str) -> Tuple[np.ndarray, np.ndarray]:
     """
     with open(path) as file:
         words = file.read().split()
-    # Some files of ModelNet40 have the first number behind OFF without a space.
+    # Some files of ModelNet40 have the first number right after OFF, without a space.
     if words and words[0].startswith('OFF'):
         words = [words[0][3:]] * (len(words[0]) > 3) + words[1:]
         try:

@@ -18,11 +18,11 @@ def _add_hook(runner) -> None:
 
 @LOOPS.register_module()
 class ResumableEpochLoop(EpochBasedTrainLoop):
-    """mmengine's loop by epochs, which a killed run takes up to the bit, also inside an epoch.
+    """mmengine's loop by epochs; a killed run goes on in it to the bit, also inside an epoch.
 
     Batches are augmented with random numbers from the seed, the process and the number of the
     batch, and an :class:`~mmcontext.engine.hooks.ExactResumeHook` joins the run's hooks.
-    ``tools/train.py`` takes this loop for mmengine's.
+    ``tools/train.py`` takes this loop in place of mmengine's.
 
     Attributes:
         batches (NumberedBatches or None): None for an iterable dataset, which starts over.
@@ -79,7 +79,7 @@ class _DueBatches:
 
 @LOOPS.register_module()
 class ResumableIterLoop(IterBasedTrainLoop):
-    """mmengine's loop by iterations, which a killed run takes up to the bit.
+    """mmengine's loop by iterations; a killed run goes on in it to the bit.
 
     As :class:`ResumableEpochLoop`. mmengine loads again all that was trained on; this begins
     with the batch that is due. A finite sampler is taken from epoch to epoch without a pause.

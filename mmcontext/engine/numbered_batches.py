@@ -47,7 +47,7 @@ class SeededItems:
 
 
 class NumberedBatches:
-    """The batch sampler of a DataLoader, put round the one it has.
+    """The batch sampler of a DataLoader, wrapped around the one it has.
 
     Batch ``n`` of process ``rank`` is loaded with random numbers from (``seed``, ``rank``,
     ``n``). What comes before the first batch wanted is drawn from the sampler, and not loaded.
@@ -97,7 +97,7 @@ class NumberedBatches:
     def _pass(self, skip: int = 0) -> Iterator[Sequence]:
         buckets = getattr(self.batch_sampler, '_aspect_ratio_buckets', None)
         if buckets is not None:
-            # mmdet's sampler by aspect ratio keeps the rest of a pass that somebody broke off.
+            # mmdet's sampler by aspect ratio keeps the rest of a pass that was broken off.
             self.batch_sampler._aspect_ratio_buckets = [[] for _ in buckets]
         yield from islice(self.batch_sampler, skip, None)
 

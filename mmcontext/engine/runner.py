@@ -1,11 +1,10 @@
 """The runner of tools/train.py and tools/test.py."""
-import re
-from typing import Dict, Optional, Union
+from typing import Dict, NamedTuple, Optional, Union
 
 import torch.nn as nn
 from mmengine.config import Config
 from mmengine.dist import is_distributed
-from mmengine.model import revert_sync_batchnorm
+from mmengine.model import BaseTTAModel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import DefaultScope
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
@@ -130,28 +129,40 @@ class ContextRunner(Runner):
         """Load weights; to resume or to test, those of this very model.
 
         Raises:
-            CheckpointError: There training is resumed, and keys or shapes differ; or a model is
+            CheckpointError: Training is resumed, and keys or shapes differ; or a model is
                 tested, and weights are missing or have another shape.
         """
         if not (self._resume or self._testing):
             return super().load_checkpoint(filename, map_location, strict, **kwargs)
+        compared = []
+
+        def forgive(module: nn.Module, keys: NamedTuple) -> None:
+            """Called with the keys that differ once all weights are loaded."""
+            compared.append(module)
+            if self._resume:
+                return
+            # What serves training only may be missing, and more may be there.
+            keys.missing_keys[:] = [
+                key for key in keys.missing_keys if not key.startswith('auxiliary_head.')]
+            if keys.unexpected_keys:
+                self.logger.warning(f'{filename} holds more than this model: '
+                                    f'{", ".join(keys.unexpected_keys)}')
+                keys.unexpected_keys.clear()
+
+        model = self.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        handle = model.register_load_state_dict_post_hook(forgive)
         try:
             return super().load_checkpoint(filename, map_location, True, **kwargs)
         except RuntimeError as error:
-            # mmengine's words for keys and shapes that differ.
-            mismatch = str(error).partition('do not match exactly')[2].split('\n')
-            problems = [line for line in mismatch if line.strip()]
-            if not problems:
+            if not compared:
                 raise
-            if not self._resume:
-                # What serves training only may be missing, and more may be there.
-                problems = [line for line in problems if not re.fullmatch(
-                    r'unexpected key.*|missing keys in source state_dict: '
-                    r'auxiliary_head\.\S+(, auxiliary_head\.\S+)*', line)]
-            if problems:
-                raise CheckpointError(f'checkpoint {filename} is of another model: '
-                                      f'{problems[0][:300]}') from error
-        return super().load_checkpoint(filename, map_location, False, **kwargs)
+            differences = ' '.join(str(error).split('\n', 1)[-1].split())  # without its heading
+            raise CheckpointError(f'checkpoint {filename} is of another model: '
+                                  f'{differences[:300]}') from error
+        finally:
+            handle.remove()
 
     def register_default_hooks(self, hooks: Optional[Dict] = None) -> None:
         """Register the default hooks; checkpoints are whole or not there."""
@@ -169,7 +180,7 @@ class ContextRunner(Runner):
 
     @staticmethod
     def build_dataloader(dataloader: Union[DataLoader, Dict], *args, **kwargs) -> DataLoader:
-        """Build a dataloader and see to it that there is data behind it."""
+        """Build a dataloader and see to it that it has data."""
         if isinstance(dataloader, DataLoader):
             return dataloader
         scope = DefaultScope.get_current_instance()

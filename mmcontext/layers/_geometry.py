@@ -16,7 +16,7 @@ def same_padding(kernel_size: Sequence[int], dilation: Sequence[int]) -> Tuple[i
 
 def padding_for(kernel_size: Sequence[int], override: Sequence[int], padding: Sequence[int],
                 dilation: Sequence[int]) -> Tuple[int, ...]:
-    """Padding with which a kernel of another size gives outputs of the size reckoned with.
+    """Padding that gives a kernel of another size outputs of the size that the caller expects.
 
     Args:
         kernel_size: Of the caller.
@@ -42,7 +42,7 @@ class ContextLayer(nn.Module):
     ``ConvModule``, the ``dcn=`` option of mmdet's and mmseg's ResNet and ``conv_cfg`` call the
     constructor of a layer as they would call that of ``Conv2d``, with a kernel size of their
     own. ``kernel_size_override`` replaces that one, and the padding grows along so that the
-    output size stays what the caller reckoned with.
+    output size stays what the caller expects.
 
     Args:
         in_channels: Channels of the input.
@@ -51,7 +51,7 @@ class ContextLayer(nn.Module):
         stride: Step in input pixels.
         padding: Zero rows and columns on each side; None keeps the size at stride 1.
         dilation: Distance of two taps.
-        groups: As ``Conv2d``; what else than 1 means is the layer's affair.
+        groups: As ``Conv2d``; each layer says what values other than 1 mean.
         kernel_size_override: Kernel size that takes the place of ``kernel_size``.
     """
 
@@ -100,7 +100,7 @@ class ContextLayer(nn.Module):
 class DynamicKernelLayer(ContextLayer):
     """Base of the layers whose kernels are computed from the input.
 
-    Such kernels act within a channel, so a change of width takes a 1x1 convolution behind
+    Such kernels act within a channel, so a change of width takes a 1x1 convolution after
     them (``projection``), and ``groups`` has no meaning.
 
     Args: as :class:`ContextLayer`, and

@@ -73,7 +73,7 @@ class KeptResult:
     """What was computed from tensors, until the key or the value of one of them is another.
 
     Values are compared, not version counters: an update through ``.data`` leaves no trace in
-    those, and exponential moving averages are swapped in just so. Copies and pickles are empty.
+    those, and exponential moving averages are swapped in that way. Copies and pickles are empty.
     """
 
     def __init__(self) -> None:

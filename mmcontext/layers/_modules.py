@@ -1,7 +1,7 @@
 """Whether calling a module is no more than computing with its tensors.
 
-Layers take short cuts past the modules they are made of. Whoever hooks, prunes, reparametrises
-or replaces such a module, or its forward, has it called.
+Layers take short cuts past the modules they are made of. One that is hooked, pruned,
+reparametrised or replaced, or whose forward is, gets called.
 """
 from typing import Optional
 

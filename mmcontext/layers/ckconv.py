@@ -130,8 +130,6 @@ class CKConvNd(nn.Module):
     def _init_mixer(weight: Tensor) -> None:
         nn.init.kaiming_uniform_(weight, nonlinearity='linear')
 
-    # -- arguments ---------------------------------------------------------------------------
-
     def _per_axis(self, name: str, value: Union[int, Sequence[int]], least: int) -> tuple:
         return per_axis(f'{name} of {type(self).__name__}', value, self.dim, least)
 
@@ -154,8 +152,6 @@ class CKConvNd(nn.Module):
                 self.padding = padding_for(self.kernel_size, override, self.padding,
                                            self.dilation)
         self.kernel_size = override
-
-    # -- what the kernel holds -----------------------------------------------------------------
 
     @property
     def kernel_net(self) -> nn.Module:
@@ -207,8 +203,6 @@ class CKConvNd(nn.Module):
                 name = name[len('kernel_net.'):]
                 state_dict[f'{prefix}kernel.net.{name}'] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    # -- the convolution ---------------------------------------------------------------------
 
     def _pads(self, window: Window) -> Window:
         """(left, right) zeros per axis for the taps inside ``window``; may be negative."""

@@ -108,8 +108,6 @@ class ContinuousKernel(nn.Module):
         self._known_window = None
         self._kept.clear()
 
-    # -- state that follows from the buffers ---------------------------------------------------
-
     def _forget(self) -> None:
         """Drop what was read from the buffers, and what follows from it."""
         self._length: Optional[Tuple[int, ...]] = None
@@ -126,8 +124,6 @@ class ContinuousKernel(nn.Module):
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._forget()
-
-    # -- size ----------------------------------------------------------------------------------
 
     @property
     def length(self) -> Optional[Tuple[int, ...]]:
@@ -168,8 +164,6 @@ class ContinuousKernel(nn.Module):
             with torch.no_grad():
                 divide_weight(self.net.output_linear, math.sqrt(fan_in))
                 self.initialized.fill_(1)
-
-    # -- samples -------------------------------------------------------------------------------
 
     def inputs(self) -> List[Tensor]:
         """Every tensor that the sampled kernel is a function of."""

@@ -2,7 +2,7 @@
 
 At inference on the CPU they are one call of :func:`mmcontext.ops.conv_norm_act`; on a GPU norm,
 residual and activation are one of :func:`mmcontext.ops.batch_norm_act.batch_norm_act`. Wherever a
-module is of another kind or somebody has hooked or changed it, the modules are called one after the
+module is of another kind, or has been hooked or changed, the modules are called one after the
 other.
 """
 from typing import Dict, Iterable, Optional
@@ -31,12 +31,12 @@ _BATCH_NORMS: Dict[type, bool] = {}
 _ACTIVATIONS = {type(None): 'none', nn.Identity: 'none', nn.ReLU: 'relu', nn.SiLU: 'silu'}
 
 
-def faster_by_pixel(x: Tensor) -> bool:
+def faster_channels_last(x: Tensor) -> bool:
     """Whether a contiguous ``x`` is worth turning channels-last.
 
     It is where the C++ kernels or :func:`run_together` on a CPU make more of it, now that no
     gradient is wanted, and in half precision on a GPU, whose matrix units work by pixels: cuDNN
-    would turn the map in front of every convolution and back behind it.
+    would turn the map before every convolution and back after it.
     """
     if type(x) is not Tensor or not x.is_contiguous():
         return False
@@ -69,7 +69,7 @@ def _is_batch_norm(norm: Optional[nn.Module]) -> bool:
 
 
 def _norm(norm: nn.Module) -> Optional[Norm]:
-    """What a norm does that takes statistics as they are, or as its groups have them, or None."""
+    """What a norm does that takes given statistics, or those of its groups; else None."""
     if is_touched(norm) or (norm.training and type(norm) is not nn.GroupNorm):
         return None
     if _is_batch_norm(norm):
@@ -132,7 +132,7 @@ def _looked_into(modules: Iterable[nn.Module]) -> bool:
 
 
 def add_to_output(x: Tensor, residual: Tensor, makers: Iterable[nn.Module]) -> Tensor:
-    """``x + residual``, in place where ``x`` is nobody else's.
+    """``x + residual``, in place where nobody else has ``x``.
 
     Args:
         makers: Whose output ``x`` is; none of them may keep it for its backward.
@@ -153,7 +153,7 @@ def _finish(x: Tensor, makers: Iterable[nn.Module], act: Optional[nn.Module],
 
 def _finish_modules(x: Tensor, conv: Optional[nn.Module], norm: Optional[nn.Module],
                     act: Optional[nn.Module], residual: Optional[Tensor]) -> Tensor:
-    """What is added, and the activation, behind modules that have been called."""
+    """What is added, and the activation, after modules that have been called."""
     if residual is None and act is None:
         return x
     makers = [module for module in (conv, norm) if module is not None]
@@ -173,7 +173,7 @@ def run_together(x: Tensor, conv: Optional[nn.Module] = None, norm: Optional[nn.
         conv: A convolution, or any module in its place. None for none.
         norm: A norm of any kind. None for none.
         act: An activation of any kind. None for none.
-        residual: What is added in front of the activation. None for nothing.
+        residual: What is added before the activation. None for nothing.
     """
     if type(x) is Tensor and (x.is_cuda or switch.is_on_gpu(x)):
         return _run_on_gpu(x, conv, norm, act, residual)
@@ -208,7 +208,7 @@ class ConvNormAct(nn.Sequential):
         conv: A convolution, or any module in its place. None for none.
         norm: A norm of any kind. None for none.
         act: An activation of any kind. None for none.
-        pool: What stands in front of the convolution. None for nothing.
+        pool: What comes before the convolution. None for nothing.
     """
 
     def __init__(self, conv: Optional[nn.Module] = None, norm: Optional[nn.Module] = None,
@@ -261,7 +261,7 @@ def conv_norm_act(in_channels: int, out_channels: int, kernel_size, norm_cfg: Op
                   act_cfg: Optional[dict], **conv_options) -> ConvNormAct:
     """Convolution, norm (BN unless ``norm_cfg`` says otherwise) and activation.
 
-    ``ConvModule`` would do, but warns of every convolution bias in front of a norm, and some of
+    ``ConvModule`` would do, but warns of every convolution bias before a norm, and some of
     the published layers have one.
     """
     return ConvNormAct(nn.Conv2d(in_channels, out_channels, kernel_size, **conv_options),

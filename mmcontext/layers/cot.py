@@ -21,7 +21,7 @@ _KEY_GROUPS = {1: 4, 2: 8}
 @MODELS.register_module()
 class CoT2d(DynamicKernelLayer):
     """Contextual transformer layer: static context from a convolution, dynamic context from
-    kernels computed of the input and that convolution, fused by split attention.
+    kernels computed from the input and that convolution, fused by split attention.
 
     From "Contextual Transformer Networks for Visual Recognition",
     https://arxiv.org/abs/2107.12292. ``cardinality=2`` is the CoXt layer of CoTNeXt. Takes the
@@ -87,7 +87,7 @@ class CoT2d(DynamicKernelLayer):
                                    groups=cardinality, bias=False)
         self.norm = build_norm(norm_cfg, in_channels)
         self.act = nn.SiLU()
-        # Behind self.norm: mmcv's fuse_conv_bn takes a norm for that of the convolution before it.
+        # After self.norm: mmcv's fuse_conv_bn takes a norm for that of the convolution before it.
         self.span = nn.Conv2d(half, kernel_groups * taps, 1, groups=cardinality)
         self.span_norm = nn.GroupNorm(kernel_groups, kernel_groups * taps)
         attention = max(half, 32)
@@ -122,7 +122,7 @@ class CoT2d(DynamicKernelLayer):
                                        norm.num_groups, norm.eps)[0]
 
     def _aggregate(self, value: Tensor, kernels: Tensor) -> Tensor:
-        # (Not unflatten: behind it the ONNX exporter takes all sizes for constants.)
+        # (Not unflatten: after it the ONNX exporter takes all sizes for constants.)
         w = kernels.view(kernels.shape[0], *self._kernel_shape, kernels.shape[2],
                          kernels.shape[3])
         return aggregate_in_parts(value, w, self.cardinality, self.kernel_size,
@@ -134,7 +134,7 @@ class CoT2d(DynamicKernelLayer):
         self.check_input(x)
         if self.stride != (1, 1):
             x = avg_pool2d(x, 3, self.stride, padding=1)
-        # (Not by attribute, for which a module looks everywhere.)
+        # (Not by attribute: a module searches all that it holds for one.)
         modules = self._modules
         key = modules['key'](x)
         kernels = self._kernels(self._embed(x, key))

@@ -160,9 +160,10 @@ class FlexConvNd(CKConvNd):
         mask_cfg (dict, optional): ``init`` (initial sigma, default 0.075; the kernel spans
             [-1, 1]), ``threshold`` (default 0.1), ``learn_mean`` (default False) and ``crop``
             (whether to leave taps out, default True). The mean is 0, and 1 (the newest position)
-            on every axis of a causal kernel. 2.1 ``init`` should reach the taps beside the
-            middle one, 2 / (kernel_size - 1) away, because a MAGNet starts at zero in the middle
-            and would not learn: 0.075 does from 15 taps on, 0.3 from 5 on.
+            on every axis of a causal kernel. 2.1 times ``init``, where the mask falls to its
+            threshold, should reach the taps next to the middle one, 2 / (kernel_size - 1) away,
+            because a MAGNet starts at zero in the middle and would not learn: 0.075 does from 15
+            taps on, 0.3 from 5 on.
         Others: See :class:`mmcontext.layers.ckconv.CKConvNd`.
 
     The parameter is called ``mask_width``; a learning rate of its own is

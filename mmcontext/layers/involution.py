@@ -26,7 +26,7 @@ class Involution2d(DynamicKernelLayer):
         in_channels: Channels of the input, divisible by ``group_channels`` and
             ``reduction_ratio``.
         out_channels: Channels of the output; other than ``in_channels`` adds a 1x1
-            convolution behind the aggregation. None for ``in_channels``.
+            convolution after the aggregation. None for ``in_channels``.
         kernel_size: Size of the neighbourhood. Defaults to 7.
         stride: Step in input pixels; the kernels are computed from an average pool of that
             stride. Defaults to 1.
@@ -99,14 +99,14 @@ class Involution2d(DynamicKernelLayer):
 
     def kernels(self, x: Tensor) -> Tensor:
         """The kernels [B, G, K*K, Ho, Wo] of an input [B, in_channels, H, W]."""
-        # (Not by attribute, for which a module looks everywhere.)
+        # (Not by attribute: a module searches all that it holds for one.)
         reduce, span = self._modules['reduce'], self._modules['span']
         r = reduce(self._centres(x))
         if wants_rows(r) and is_plain(span, nn.Conv2d):
             w = span_by_rows(r, *span._parameters.values())
         else:
             w = run_together(r, span)
-        # (Not unflatten: behind it the ONNX exporter takes all sizes for constants.)
+        # (Not unflatten: after it the ONNX exporter takes all sizes for constants.)
         return w.view(w.shape[0], self.kernel_groups, self._taps, w.shape[2], w.shape[3])
 
     def values(self, x: Tensor) -> Tensor:

@@ -84,8 +84,8 @@ def _call_as(norm: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) ->
 def _synchronised(norm: nn.SyncBatchNorm, x: Tensor) -> Tensor:
     """``norm(x)`` of a process with one value a channel, or none.
 
-    If the others have no more, the variance of that one value, 0 / 0, is in the running one.
-    Nobody can know before, and all processes must take part.
+    If the other processes have no values either, the variance of the single one, 0 / 0, gets into
+    the running variance. That cannot be known before, and all processes must take part.
     """
     before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
     y = norm(x)
@@ -99,7 +99,7 @@ def _synchronised(norm: nn.SyncBatchNorm, x: Tensor) -> Tensor:
 def _traced(norm: nn.Module, x: Tensor) -> Tensor:
     """``norm(x)`` in a graph of ``torch.fx``.
 
-    mmengine's ``efficient_conv_bn_eval`` takes whatever stands in front of a batch norm for a
+    mmengine's ``efficient_conv_bn_eval`` takes whatever comes before a batch norm for a
     module.
     """
     if isinstance(norm, _BatchNorm) and x.node.op != 'call_module':
@@ -112,8 +112,8 @@ def _traced(norm: nn.Module, x: Tensor) -> Tensor:
 def normalise(norm: nn.Module, x: Tensor) -> Tensor:
     """``norm(x)``, also of a batch that has no statistics.
 
-    One value a channel (one image in front of a batch norm of pooled features, one spatial
-    position in front of an instance norm) has no variance, and torch raises an error in
+    One value a channel (one image before a batch norm of pooled features, one spatial
+    position before an instance norm) has no variance, and torch raises an error in
     training; with no value it makes NaN of the running statistics. Such a batch is normalised by
     the running statistics, which it leaves as they are; by mean 0 and variance 1 where the norm
     keeps none. A ``SyncBatchNorm`` counts the values of all processes.

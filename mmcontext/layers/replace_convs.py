@@ -51,7 +51,7 @@ def replace_convs(model: nn.Module, cfg: dict, where: Where = None) -> List[str]
         The names of the modules that were replaced, in order.
 
     Raises:
-        ValueError: None was, or the layer does not fit one that was chosen; then nothing has been
+        ValueError: None was chosen, or the layer does not fit one that was; then nothing has been
             changed.
     """
     if not isinstance(cfg, dict) or 'type' not in cfg:

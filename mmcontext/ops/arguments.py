@@ -1,4 +1,4 @@
-"""Arguments that are one number for all axes or one an axis, and the sizes they lead to.
+"""Arguments that are one number for all axes or one per axis, and the sizes they lead to.
 
 (Lists inside ``tuple`` and ``all`` for torch.compile: that of torch 2.15 gives up on generators.)
 """

@@ -54,7 +54,7 @@ def batch_norm_act(x: Tensor, weight: Optional[Tensor] = None, bias: Optional[Te
         momentum: Share of the new statistics in the running ones. Defaults to 0.1.
         eps: Added to the variance. Defaults to 1e-5.
         activation: 'none', 'relu' or 'silu'.
-        residual: Map like ``x`` that is added in front of the activation; None for nothing.
+        residual: Map like ``x`` that is added before the activation; None for nothing.
         method: 'auto': the CUDA kernels where they can serve, see
             :func:`explain_batch_norm_act`, else torch's functions; 'cuda'; 'torch'; 'null': on
             the CPU, everything but the launches (the result is not written), to measure the

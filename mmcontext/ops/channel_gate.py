@@ -1,4 +1,4 @@
-"""Maps whose channels are scaled, image by image, by what is made of their means.
+"""Maps whose channels are scaled, image by image, by what is made from their means.
 
 Squeeze-and-excitation, split attention and C-volution's gate. torch reads and writes a map up to
 five times for one of them, and launches a dozen kernels forwards; on GPUs, CUDA kernels for
@@ -24,8 +24,8 @@ def gate_by_means(x: Tensor, logits: Callable[[Tensor], Tensor], other: Optional
 
     Args:
         x: Feature map [B, C, H, W].
-        logits: Makes [B, C, 1, 1] of the means [B, C, 1, 1] of ``x``; with ``other``
-            [B, 2 C, 1, 1] of those of the sum of both maps, the two of a channel side by side,
+        logits: Makes [B, C, 1, 1] from the means [B, C, 1, 1] of ``x``; with ``other``
+            [B, 2 C, 1, 1] from those of the sum of both maps, the two of a channel side by side,
             that of ``x`` first.
         other: Map like ``x``; None for a gate.
         method: 'auto': the CUDA kernels where they can serve, see :func:`explain_channel_gate`,

@@ -18,7 +18,7 @@ from mmcontext.ops import cuda_driver, kernel_cache, nvrtc
 from mmcontext.ops.native_library import UNAVAILABLE
 
 SOURCES = pathlib.Path(__file__).resolve().parent / 'csrc/cuda'
-# The CPU in place of a GPU: launches are planned as on an H100 and not made, but for tests that
+# The CPU in place of a GPU: launches are planned as on an H100 and not made, except in tests that
 # name a launcher (``set_host_launcher``) and handles for it.
 HOST = -1
 _HOST_LIMITS = cuda_driver.Limits(90, 132, 232448, 233472)
@@ -104,7 +104,7 @@ def _refusal(device: int) -> str:
 
 
 def _prepare_gpu(device: int) -> Tuple[str, List[int]]:
-    """What the C++ library wants to know of a GPU; see ``prepare_gpu`` in ``csrc/gpu.cpp``."""
+    """What the C++ library wants to know about a GPU; see ``prepare_gpu`` in ``csrc/gpu.cpp``."""
     if device == HOST:
         return '', [*_HOST_LIMITS, 0, 0, 0, 0]
     reason = _refusal(device)

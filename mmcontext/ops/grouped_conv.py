@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcontext.ops.choice import Explanation, cannot_serve, explanation, requested
+from mmcontext.ops.layout import lies_by_pixel
 from mmcontext.ops.local_aggregation.operators import (
     LIBRARY,
     autocast_dtype,
@@ -73,7 +74,7 @@ def _refusal(x: Tensor, weight: Tensor, groups: int) -> Optional[str]:
         return 'a graph for another runtime is being recorded'
     if _dtype(x) not in _HALF:
         return f'it pays in half precision, the convolution runs in {_dtype(x)}'
-    if not x.is_contiguous(memory_format=torch.channels_last):
+    if not lies_by_pixel(x):
         return 'it pays for channels-last maps'
     return None
 
@@ -286,7 +287,7 @@ def conv_pyramid(x: Tensor, convolutions: Sequence[Tuple], method: Optional[str]
     method = requested('method', method, METHOD_VARIABLE, _WAYS).way
     if method in ('library', 'grouped', 'dense') or x.is_cuda == (method == 'null'):
         return None
-    if _dtype(x) not in _HALF or not x.is_contiguous(memory_format=torch.channels_last):
+    if _dtype(x) not in _HALF or not lies_by_pixel(x):
         return None
     if _unable(x) or any(bias is not None for _, bias, *_ in convolutions):
         return None

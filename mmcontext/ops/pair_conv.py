@@ -17,7 +17,7 @@ _switch = KernelSwitch('pair_conv', METHOD_VARIABLE, 'pair_conv_refusal')
 
 
 def join_maps(x: Tensor, other: Tensor, groups: int = 1) -> Tensor:
-    """Two maps [B, C, H, W] as [B, 2 C, H, W]: one behind the other, or, for several groups,
+    """Two maps [B, C, H, W] as [B, 2 C, H, W]: one after the other, or, for several groups,
     channel by channel."""
     if groups == 1:
         return torch.cat((x, other), dim=1)

@@ -49,23 +49,12 @@ def is_capturing(tensor: Tensor) -> bool:
             and torch.cuda.is_current_stream_capturing())
 
 
-def is_transformed() -> bool:
-    """Inside ``torch.func`` (vmap, jvp, ...) or forward-mode differentiation."""
-    return (_peek_transforms() is not None
-            or getattr(torch.autograd.forward_ad, '_current_level', 0) >= 0)
-
-
 def in_torch_func() -> bool:
     """Inside ``torch.func``, whose transformations take no operator's own derivative.
 
-    No where this torch cannot say: then operators are called, and torch raises an error.
+    False where this torch cannot say: then operators are called, and torch raises an error.
     """
     return not is_compiling() and _peek_transforms() not in (None, 'unknown')
-
-
-def is_observed() -> bool:
-    """Under a ``TorchDispatchMode``: torch's FLOP counter, say, knows standard operators only."""
-    return _count_modes() > 0
 
 
 _tracing_state = torch._C._get_tracing_state
@@ -75,7 +64,9 @@ _forward_ad = torch.autograd.forward_ad
 def eager_refusal() -> Optional[str]:
     """Why an operator without a rule for it cannot stand in for torch's, or None.
 
-    All of the above in one call: layers ask before every shortcut.
+    It has none for graphs that are being recorded, ``torch.func`` (vmap, jvp, ...), forward-mode
+    differentiation, and a ``TorchDispatchMode``: torch's FLOP counter, say, knows standard
+    operators only. Layers ask before every shortcut.
     """
     # (Compilation other than dynamo's goes by dispatch modes.)
     if (torch._dynamo.is_compiling() if _is_dynamo_compiling is None

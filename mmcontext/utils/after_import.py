@@ -9,7 +9,7 @@ Callback = Callable[[ModuleType], None]
 
 
 class _Loader(importlib.abc.Loader):
-    """A module's own loader, and the callbacks behind it."""
+    """A module's own loader, and the callbacks that follow it."""
 
     def __init__(self, loader: importlib.abc.Loader, callbacks: List[Callback]) -> None:
         self._loader = loader
@@ -23,7 +23,7 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        # As if nobody had stood between.
+        # As if nothing had stood between.
         module.__loader__ = module.__spec__.loader = self._loader
         for callback in self._callbacks:
             callback(module)

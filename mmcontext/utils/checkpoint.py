@@ -42,7 +42,7 @@ def _history_buffer_getattr(obj: Any, name: str) -> Callable:
 
 
 def safe_globals() -> Dict[str, Any]:
-    """What checkpoints of mmengine and timm need beside tensors: pickled name -> object.
+    """What checkpoints of mmengine and timm need besides tensors: pickled name -> object.
 
     numpy's names are given as numpy 1 and as numpy 2 write them, and the built-in module as
     Python 2 pickles (protocol 2, torch's default) and as Python 3 name it.
@@ -53,7 +53,7 @@ def safe_globals() -> Dict[str, Any]:
         'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
         'numpy.ndarray': np.ndarray,
         'numpy.dtype': np.dtype,
-        # The arguments of a training script, which timm (CoTNet) stores beside the weights.
+        # The arguments of a training script, which timm (CoTNet) stores with the weights.
         'argparse.Namespace': argparse.Namespace,
         # How bytes are pickled; torch < 2.2 does not list it.
         '_codecs.encode': codecs.encode,
@@ -149,6 +149,7 @@ def load_checkpoint_file(filename: str, map_location=None) -> dict:
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
+        # torch has one type for what it refuses and for damage, and no field for the name.
         refused = re.search(r'GLOBAL (\S+)', str(error))
         if refused:
             raise CheckpointError(
@@ -156,9 +157,8 @@ def load_checkpoint_file(filename: str, map_location=None) -> dict:
                 'run code, and only weights and training state are loaded') from error
         raise CheckpointError(_damage(path, filename)) from error
     except Exception as error:
-        # Damaged bytes come up as nearly any error; what follows is not the file's fault.
-        if isinstance(error, MemoryError) or re.search('out of memory|deserialize object on',
-                                                       str(error)):
+        # Damaged bytes come up as nearly any error.
+        if isinstance(error, MemoryError) or _reads_on_cpu(path):
             raise
         raise CheckpointError(_damage(path, filename)) from error
     if not isinstance(checkpoint, dict):
@@ -166,6 +166,15 @@ def load_checkpoint_file(filename: str, map_location=None) -> dict:
             f'checkpoint {filename} holds a {type(checkpoint).__name__}, expected a dict with '
             'weights')
     return checkpoint
+
+
+def _reads_on_cpu(path: str) -> bool:
+    """Whether a file is whole, so that the device is to blame: not there, or full."""
+    try:
+        torch.load(path, map_location='cpu', weights_only=True)
+    except Exception:
+        return False
+    return True
 
 
 def _damage(path: str, filename: str) -> str:
@@ -231,7 +240,7 @@ def _recorded_checkpoint(work_dir: str) -> Optional[str]:
 
 
 def _later_than_recorded(path: str, recorded: str, work_dir: str) -> bool:
-    """Whether a checkpoint was written behind the recorded one, and its record not any more."""
+    """Whether a checkpoint was written after the recorded one, and its record was not."""
     kind, count = osp.splitext(osp.basename(path))[0].split('_')
     match = re.fullmatch(rf'{kind}_(\d+)\.pth', osp.basename(recorded))
     return (match is not None and int(count) > int(match.group(1))
@@ -243,8 +252,8 @@ def find_resumable_checkpoint(work_dir: str,
     """The newest checkpoint of a run that loads.
 
     A run that died while writing can leave a truncated newest file, a complete one that
-    ``last_checkpoint`` does not name yet, or an empty ``last_checkpoint``. Files of a run before
-    in the same folder are not taken for newer ones.
+    ``last_checkpoint`` does not name yet, or an empty ``last_checkpoint``. Files of an
+    earlier run in the same folder are not taken for newer ones.
 
     Args:
         work_dir (str): folder of the run.

@@ -55,7 +55,7 @@ def _backends(device: str) -> Iterator[str]:
 
 
 def collect_env() -> Dict[str, str]:
-    """Subject -> what is to be said of it."""
+    """Subject -> what is to be said about it."""
     found = {
         'mmcontext': f'{mmcontext.__version__} in {mmcontext.__path__[0]} '
                      f'({", ".join(distributions("mmcontext")) or f"no {DISTRIBUTION}"})',

@@ -4,6 +4,8 @@ import os
 import os.path as osp
 from typing import Any, Iterator, Optional
 
+from mmengine.registry import DATASETS
+
 from .errors import DataError
 
 _HINT = 'write or download the data, or set {} in the config or with --cfg-options'
@@ -83,19 +85,36 @@ def explain(dataset_cfg: dict, error: Exception) -> Optional[DataError]:
     missing = missing_data(dataset_cfg)
     if missing is not None:
         return DataError(missing)
-    # numpy's words when mmengine packs an empty list of samples.
-    if 'need at least one array to concatenate' in str(error):
-        cfg = next(_dataset_cfgs(dataset_cfg))
-        where = cfg.get('ann_file') or cfg.get('data_root')
-        return DataError(f'{cfg.get("type", "dataset")} found no samples in {where}; '
-                         f'{_HINT.format("ann_file and data_root")}')
+    cfgs = list(_dataset_cfgs(dataset_cfg))
     if isinstance(error, json.JSONDecodeError):
-        cfg = next(_dataset_cfgs(dataset_cfg))
+        cfg = cfgs[0]
         return DataError(f'the annotation file {_join(cfg.get("data_root"), cfg["ann_file"])} '
                          f'(ann_file of {cfg.get("type", "dataset")}) is no valid JSON: {error}')
-    if isinstance(error, FileNotFoundError) or 'Found 0 files' in str(error):
+    if isinstance(error, ValueError):
+        for cfg in filter(_holds_no_samples, cfgs):
+            where = cfg.get('ann_file') or cfg.get('data_root')
+            return DataError(f'{cfg.get("type", "dataset")} found no samples in {where}; '
+                             f'{_HINT.format("ann_file and data_root")}')
+    if isinstance(error, FileNotFoundError) or (
+            type(error) is RuntimeError and any(map(_scans_folders, cfgs))):
         return DataError(str(error))
     return None
+
+
+def _holds_no_samples(cfg: dict) -> bool:
+    """Whether a dataset can be built but for the packing of its samples, of which it has none."""
+    try:
+        return len(DATASETS.build({**cfg, 'serialize_data': False})) == 0
+    except Exception:  # Whatever a dataset may raise, it has been raised and is handled above.
+        return False
+
+
+def _scans_folders(cfg: dict) -> bool:
+    """Whether a dataset is mmpretrain's of folders, whose one RuntimeError is of empty ones."""
+    kind = cfg.get('type')
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    return any(base.__module__ == 'mmpretrain.datasets.custom'
+               for base in getattr(kind, '__mro__', ()))
 
 
 def _reads_elsewhere(dataset: Any) -> bool:

@@ -28,7 +28,7 @@ def folder_of(module: str) -> Optional[str]:
 
 
 def warn_of_other_project() -> None:
-    """Say so where the other project that is called mmcontext is installed beside this one.
+    """Say so where the other project that is called mmcontext is installed too.
 
     Both own the folder ``mmcontext``, so that each of them writes over files of the other.
     """
@@ -77,7 +77,7 @@ def _multimodal_imports(mmpretrain: str, transformers: str) -> bool:
 
 
 def leave_out_multimodal() -> None:
-    """Let mmpretrain be imported beside a transformers that is too new for it.
+    """Let mmpretrain be imported with a transformers that is too new for it.
 
     Where pycocotools and any transformers are installed, mmpretrain imports its multimodal models,
     and their bases are not in transformers 5 (those of mmpretrain 1.2.0: nor in its last 4.x).

@@ -34,7 +34,7 @@ def latencies(networks: Sequence[Network], batches: Sequence[Tensor],
 
 
 def training_memory(network: Network, x: Tensor) -> int:
-    """Bytes that a training step needs beside parameters.
+    """Bytes that a training step needs besides parameters.
 
     On a GPU the peak of what is allocated; on a CPU, where nobody keeps count, what the backbone
     keeps for its backward pass.

@@ -152,7 +152,7 @@ def _build_backbone(entry: Entry, cfg: dict, options: dict) -> nn.Module:
         try:
             backbone = MODELS.build(cfg)
         except TypeError as error:
-            if 'unexpected keyword argument' not in str(error):
+            if not options:
                 raise
             raise ValueError(f'{entry.name}: {error}; the options of its backbone are those of '
                              f'{cfg["type"]}') from error

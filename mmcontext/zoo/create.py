@@ -22,7 +22,7 @@ def create_model(name: str, num_classes: Optional[int] = None, in_channels: Opti
                  pretrained: Union[str, os.PathLike, None] = None, global_pool: str = 'avg',
                  drop_rate: Optional[float] = None,
                  **backbone_options) -> Union[ZooClassifier, ZooFeatures]:
-    """A network of the zoo as a plain PyTorch module; no mm library beside mmengine and mmcv.
+    """A network of the zoo as a plain PyTorch module; no mm library but mmengine and mmcv.
 
     Args:
         name: Name of the zoo, see :func:`mmcontext.list_models`; ``_imagenet`` may be left out.

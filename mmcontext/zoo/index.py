@@ -1,4 +1,4 @@
-"""The names of the model zoo, and what stands behind them."""
+"""The names of the model zoo, and what they stand for."""
 import ast
 import difflib
 import fnmatch

@@ -7,6 +7,7 @@ from typing import Iterator
 import pytest
 import torch
 import yaml
+from common import MILLIONS
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import (
@@ -27,19 +28,8 @@ CONFIGS = sorted(
     str(path.relative_to(ROOT / 'configs')) for path in ROOT.glob('configs/*/*.py')
     if path.parent.name != '_base_')
 
-# Millions of parameters with 1000 classes, counted on the authors' networks.
-PARAMS = {
-    'coresnet50': 25.557, 'coresnet101': 44.549, 'coresnet152': 60.193,
-    'pyconvresnet18': 5.912, 'pyconvresnet34': 11.091, 'pyconvresnet50': 24.848,
-    'pyconvresnet101': 42.308, 'pyconvresnet152': 56.641,
-    'pyconvhgresnet50': 25.235, 'pyconvhgresnet101': 44.627, 'pyconvhgresnet152': 60.658,
-    'cotnet50': 22.222, 'cotnext50': 30.046, 'se_cotnetd50': 23.108, 'cotnet101': 38.272,
-    'cotnext101': 53.346, 'se_cotnetd101': 40.912, 'se_cotnetd152': 55.784,
-    'rednet26': 9.233, 'rednet38': 12.387, 'rednet50': 15.541, 'rednet101': 25.653,
-    'rednet152': 33.985,
-    'cednet26': 9.551, 'cednet38': 12.900, 'cednet50': 16.250, 'cednet101': 26.990,
-    'cednet152': 35.839,
-}
+PARAMS = {f'{"se_cotnetd" if family == "SECoTNetD" else family.lower()}{depth}': millions
+          for (family, depth), millions in MILLIONS.items()}
 # Published giga multiply-adds; test_zoo.py holds the zoo's figures of the others to theirs.
 FLOPS = {
     'rednet26': 1.7, 'rednet38': 2.2, 'rednet50': 2.7, 'cednet50': 2.9, 'cotnet50': 3.3,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import DATASETS, init_default_scope
+from tolerances import assert_close
 
 from mmcontext.datasets import ImageToSequence, mfcc
 from mmcontext.datasets.speech_commands import read_wave
@@ -123,8 +124,8 @@ def test_speech_commands(speech, features, shape):
     x = torch.stack([s['inputs'] for s in samples])
     assert x.shape == (50, *shape)
     # Each channel is standardised over the training part.
-    torch.testing.assert_close(x.mean((0, 2)), torch.zeros(shape[0]), atol=1e-3, rtol=0)
-    torch.testing.assert_close(x.std((0, 2)), torch.ones(shape[0]), atol=1e-3, rtol=0)
+    assert_close(x.mean((0, 2)), torch.zeros(shape[0]), atol=1e-3, rtol=0)
+    assert_close(x.std((0, 2)), torch.ones(shape[0]), atol=1e-3, rtol=0)
     for i, sample in enumerate(samples):
         word = splits['train'].get_data_info(i)['img_path'].split('/')[-2]
         assert sample['data_samples'].gt_label.item() == WORDS.index(word)

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tolerances import DOUBLE, SINGLE_LAYERS, assert_close
 from torch import nn
 
 from mmcontext.deployment.operators import (
@@ -90,7 +91,7 @@ def test_regions_are_those_of_mmdet(aligned, tmp_path):
 
     given = inputs(3, 40)
     expected = extractor(given[1:], given[0])
-    torch.testing.assert_close(_Regions(extractor)(*given), expected)
+    assert_close(_Regions(extractor)(*given), expected)
     names = {'rois': {0: 'r'}, 'fine': {0: 'b'}, 'coarse': {0: 'b'}}
     actual, = _run(_Regions(extractor), inputs(2, 30), given, str(tmp_path / 'roi.onnx'), names)
     np.testing.assert_allclose(actual, expected.numpy(), rtol=1e-4, atol=1e-5)
@@ -99,7 +100,7 @@ def test_regions_are_those_of_mmdet(aligned, tmp_path):
 def test_masks_are_pasted_as_by_mmdet():
     masks, boxes = torch.rand(6, 7, 9), _boxes(6)
     expected, _ = _do_paste_mask(masks[:, None], boxes, 70, 90, skip_empty=False)
-    torch.testing.assert_close(paste_masks(masks, boxes, 70, 90), expected, rtol=1e-4, atol=1e-5)
+    assert_close(paste_masks(masks, boxes, 70, 90), expected, SINGLE_LAYERS)
     empty = torch.tensor([[5., 5., 5., 20.]])
     assert not (paste_masks(masks[:1], empty, 70, 90) > 0).any()
 
@@ -107,8 +108,7 @@ def test_masks_are_pasted_as_by_mmdet():
 @pytest.mark.parametrize('size', [1, 9, (3, 2), (None, 4)])
 def test_pooling_is_that_of_torch(size):
     x = torch.randn(2, 3, 13, 7, dtype=torch.float64)
-    torch.testing.assert_close(adaptive_avg_pool2d(x, size), F.adaptive_avg_pool2d(x, size),
-                               rtol=1e-12, atol=1e-12)
+    assert_close(adaptive_avg_pool2d(x, size), F.adaptive_avg_pool2d(x, size), DOUBLE)
 
 
 @pytest.mark.filterwarnings('ignore')

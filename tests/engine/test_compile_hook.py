@@ -2,6 +2,7 @@ import pytest
 import torch
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from tolerances import assert_close
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -52,9 +53,9 @@ def test_a_compiled_backbone_trains_as_an_eager_one(tmp_path):
                                dict(type='mmcontext.CompileHook', backend=backend))
     assert 1 <= len(graphs) <= 2  # one a size at most: the backbone is one graph
     assert list(compiled) == list(weights)
-    torch.testing.assert_close(actual, losses, rtol=1e-5, atol=0)
+    assert_close(actual, losses, rtol=1e-5, atol=0)
     for name, value in weights.items():
-        torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-6, msg=name)
+        assert_close(compiled[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_wrong_parts(tmp_path):

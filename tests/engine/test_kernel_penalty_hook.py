@@ -7,6 +7,7 @@ import torch.nn as nn
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.runner import Runner
+from tolerances import assert_close
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
@@ -66,7 +67,7 @@ def test_loss_and_gradients(x, recompute):
     sum(losses.values()).backward()
     (reference(x, mode='loss')['loss'] + expected).backward()
     for (name, mine), theirs in zip(net.named_parameters(), reference.parameters()):
-        torch.testing.assert_close(mine.grad, theirs.grad, msg=name, rtol=1e-4, atol=1e-7)
+        assert_close(mine.grad, theirs.grad, msg=name, rtol=1e-4, atol=1e-7)
 
 
 def test_penalty_is_single_precision_under_autocast(x):
@@ -166,7 +167,7 @@ def test_accumulation_averages_the_penalty(x):
                 loss = sum(net(x, mode='loss').values())
             wrapper.update_params(loss)
     for mine, theirs in zip(nets[0].parameters(), nets[1].parameters()):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+        assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
 def _distributed_step(rank, file):
@@ -184,7 +185,7 @@ def _distributed_step(rank, file):
         sum(wrapped(x[2 * rank:2 * rank + 2], mode='loss').values()).backward()
     sum(alone(x, mode='loss').values()).backward()
     for mine, theirs in zip(net.parameters(), alone.parameters()):
-        torch.testing.assert_close(mine.grad, theirs.grad)
+        assert_close(mine.grad, theirs.grad)
     del wrapped
     leave_process_group()
 

@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 from common import COMPILES
+from tolerances import assert_close
 from torch import nn
 
 from mmcontext.registry import MODELS
@@ -37,7 +38,7 @@ def _output(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def _assert_compiles(model: nn.Module, x: torch.Tensor, tolerance: float) -> None:
     """Output and gradients of the compiled model, in train and eval, against eager.
 
-    Captured forward and backward, but not lowered: that is torch's affair, and takes a compiler.
+    Captured forward and backward, but not lowered: that is up to torch, and takes a compiler.
     """
     torch._dynamo.reset()
     for training in (True, False):
@@ -45,11 +46,11 @@ def _assert_compiles(model: nn.Module, x: torch.Tensor, tolerance: float) -> Non
         compiled = torch.compile(graph, fullgraph=True, backend='aot_eager')
         if not training:
             with torch.no_grad():
-                torch.testing.assert_close(_output(compiled, x), _output(eager, x),
-                                           rtol=tolerance, atol=tolerance)
+                assert_close(_output(compiled, x), _output(eager, x), rtol=tolerance,
+                             atol=tolerance)
             continue
         expected, actual = _output(eager, x), _output(compiled, x)
-        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+        assert_close(actual, expected, rtol=tolerance, atol=tolerance)
         cotangent = torch.randn_like(expected)
         expected.backward(cotangent)
         actual.backward(cotangent)

@@ -1,40 +1,23 @@
-import copy
-import io
 import math
-import pickle
 
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from common import COMPILES
+from continuous_layers import FAMILIES, KERNEL, SIZES, build, fresh_output, sample
 from mmcv.cnn import ConvModule
 from mmengine.registry import init_default_scope
+from tolerances import DOUBLE, DOUBLE_LAYERS, assert_close
 
 from mmcontext import layers
 from mmcontext.layers import freeze_kernels, set_resolution
 from mmcontext.layers.ckconv import CKConvNd
-from mmcontext.ops import native_library
 from mmcontext.registry import MODELS
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-SIZES = {1: (12, ), 2: (9, 7), 3: (5, 4, 6)}
-KERNEL = dict(hidden_channels=6, num_layers=2, omega_0=2.)
-FAMILIES = ['CKConv', 'SeparableCKConv', 'FlexConv', 'SeparableFlexConv']
 NETS = ['MAGNet', 'GaborNet', 'FourierNet', 'RandomFourierNet', 'SIREN', 'KernelMLP',
         'RandomFeatureNet']
-
-
-def build(name, dim, *args, **kwargs):
-    kwargs.setdefault('kernel_cfg', KERNEL)
-    if 'Flex' in name:
-        # Wide enough that kernels of a few taps keep some.
-        kwargs.setdefault('mask_cfg', dict(init=0.5))
-    return getattr(layers, f'{name}{dim}d')(*args, **kwargs).double()
-
-
-def sample(dim, channels=4):
-    return torch.randn(2, channels, *SIZES[dim], dtype=torch.float64)
 
 
 @pytest.mark.parametrize('dim', [1, 2, 3])
@@ -55,7 +38,7 @@ def test_forward_is_a_convolution_with_the_sampled_kernel(family, dim, causal):
                          groups=4 if layer.separable else 1)
     if layer.separable:
         expected = layer.channel_mixer(expected)
-    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
+    assert_close(y, expected, DOUBLE_LAYERS)
 
 
 @pytest.mark.parametrize('dim', [1, 2, 3])
@@ -82,14 +65,14 @@ def test_stride_and_dilation(method, stride, dilation):
     x = sample(2)
     expected = layer.channel_mixer(F.conv2d(
         x, layer.sample_kernel(), layer.bias, stride, 2 * dilation, dilation, 4))
-    torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-12)
+    assert_close(layer(x), expected, DOUBLE_LAYERS)
 
 
 def test_explicit_padding_and_groups():
     layer = build('CKConv', 2, 4, 6, (5, 3), padding=(0, 4), groups=2)
     x = sample(2)
     expected = F.conv2d(x, layer.sample_kernel(), layer.bias, padding=(0, 4), groups=2)
-    torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-12)
+    assert_close(layer(x), expected, DOUBLE_LAYERS)
 
 
 @pytest.mark.parametrize('causal, padding', [(True, None), (False, None), (False, 3), (False, 0)])
@@ -107,8 +90,7 @@ def test_cropped_taps_are_the_ones_under_the_threshold(causal, padding):
     zeroed[..., kept] = whole[..., kept]
     pads = (14, 0) if causal else (7, 7) if padding is None else (padding, padding)
     assert cropped < 15
-    torch.testing.assert_close(y, F.conv1d(F.pad(x, pads), zeroed, layer.bias), rtol=1e-10,
-                               atol=1e-12)
+    assert_close(y, F.conv1d(F.pad(x, pads), zeroed, layer.bias), DOUBLE_LAYERS)
     # The mask is at its threshold where the kernel ends, give or take a tap.
     edge = (cropped - 1) / 7 if causal else (cropped - 1) / 14
     assert math.exp(-0.5 * ((edge + 2 / 14) / 0.2)**2) < 0.1
@@ -135,7 +117,7 @@ def test_same_size_is_taken_from_the_first_input_and_kept():
     fresh = build('SeparableCKConv', 1, 4, 4, causal=True)
     fresh.load_state_dict(layer.state_dict())
     x = sample(1).repeat(1, 1, 2)
-    torch.testing.assert_close(fresh(x), layer(x))
+    assert_close(fresh(x), layer(x))
 
 
 def test_centred_same_size_is_odd():
@@ -152,7 +134,7 @@ def test_output_layer_is_rescaled_once(family):
     taps = layer.sample_kernel().shape[2:].numel()
     fan_in = taps if layer.separable else taps * 4
     after = layer.kernel_net.output_linear.weight.detach().clone()
-    torch.testing.assert_close(after, before / math.sqrt(fan_in))
+    assert_close(after, before / math.sqrt(fan_in))
     layer(sample(2))
     copied = build(family, 2, 4, 6, 5)
     copied.load_state_dict(layer.state_dict())
@@ -190,13 +172,13 @@ def test_magnet_is_the_written_formula():
     for i in (1, 2):
         z = gabor(net.filters[i]) * net.linears[i - 1](z)
     expected = z @ net.output_linear.weight.T + net.output_linear.bias
-    torch.testing.assert_close(net(x), expected, rtol=1e-12, atol=1e-12)
+    assert_close(net(x), expected, DOUBLE)
     # Centres start inside the box, on its newest side when causal.
     causal = layers.MAGNet(1, 3, init_box=0.2, causal=True)
     assert all(f.mu.min() >= 0.8 and f.mu.max() <= 1 for f in causal.filters)
 
 
-# Point 3 of the design: the kernel is a function, not a table.
+# The kernel is a function, not a table.
 
 
 def band_limited(size, periods, upsampling):
@@ -252,230 +234,6 @@ def test_resolution_one_and_back():
         assert torch.equal(layer(x), before)
 
 
-# The cache.
-
-
-@pytest.fixture(params=['CKConv', 'SeparableFlexConv', 'CKConv-without-library'])
-def cached(request, monkeypatch):
-    if request.param.endswith('-without-library'):
-        monkeypatch.setattr(native_library, 'UNAVAILABLE', 'not compiled')
-    layer = build(request.param.split('-')[0], 1, 4, 4, 9).eval()
-    x = sample(1)
-    with torch.no_grad():
-        layer(x)
-    return layer, x
-
-
-def counted(layer, x):
-    """Output, and how often the kernel was sampled for it."""
-    kernel = layer.kernel
-    calls, weigh = [], kernel._weigh
-    kernel._weigh = lambda *args: calls.append(1) or weigh(*args)
-    y = layer(x)
-    del kernel._weigh
-    return y, len(calls)
-
-
-def fresh_output(layer, x):
-    layer = copy.deepcopy(layer)
-    layer.cache = False
-    return layer(x)
-
-
-@torch.no_grad()
-def test_unchanged_layer_samples_once(cached):
-    layer, x = cached
-    y, calls = counted(layer, x)
-    assert calls == 0 and torch.equal(y, fresh_output(layer, x))
-
-
-def test_gradients_bypass_the_cache(cached):
-    layer, x = cached
-    y, calls = counted(layer, x)
-    assert calls == 1
-    y.sum().backward()
-    assert layer.kernel_net.output_linear.weight.grad is not None
-
-
-def test_frozen_layers_are_cached_with_gradients_on(cached):
-    layer, x = cached
-    x.requires_grad_()
-    layer.requires_grad_(False)
-    layer(x)
-    y, calls = counted(layer, x)
-    assert calls == 0
-    y.sum().backward()
-    assert x.grad is not None
-
-
-def in_place(layer):
-    layer.kernel_net.output_linear.weight.mul_(2)
-
-
-def through_data(layer):
-    # As exponential moving averages do; it leaves the version counter alone.
-    weight = layer.kernel_net.output_linear.weight
-    version = weight._version
-    weight.data.copy_(weight.data * 2)
-    assert weight._version == version
-
-
-def new_data(layer):
-    layer.kernel_net.output_linear.weight.data = layer.kernel_net.output_linear.weight.data * 2
-
-
-def new_parameter(layer):
-    layer.kernel_net.output_linear.weight = nn.Parameter(
-        layer.kernel_net.output_linear.weight * 2)
-
-
-def single_element(layer):
-    layer.kernel_net.filters[1].mu[2, 0] += 0.5
-
-
-def load_state_dict(layer):
-    layer.load_state_dict({k: v * 2 if v.is_floating_point() else v
-                           for k, v in layer.state_dict().items()})
-
-
-def optimizer_step(layer):
-    layer.requires_grad_()
-    with torch.enable_grad():
-        layer(sample(1)).square().sum().backward()
-    torch.optim.AdamW(layer.parameters(), lr=0.1).step()
-
-
-def train_and_back(layer):
-    layer.train()
-    layer.kernel_net.output_linear.weight.data.mul_(2)
-    layer.eval()
-
-
-@pytest.mark.parametrize('change', [
-    in_place, through_data, new_data, new_parameter, single_element, load_state_dict,
-    optimizer_step, train_and_back])
-@torch.no_grad()
-def test_changed_parameters_are_noticed(cached, change):
-    layer, x = cached
-    before = layer(x)
-    change(layer)
-    after, calls = counted(layer, x)
-    assert calls == 1
-    assert not torch.allclose(after, before)
-    assert torch.equal(after, fresh_output(layer, x))
-    assert counted(layer, x)[1] == 0
-
-
-@pytest.mark.skipif(bool(native_library.UNAVAILABLE), reason='installed without a compiler')
-def test_comparison_of_values():
-    """Gaps in memory, NaN and tensors of other sizes and dtypes."""
-    same = torch.ops.mmcontext_native.same_values
-    tensors = [torch.randn(3, 4).t(), torch.tensor(float('nan')), torch.zeros(0), torch.arange(3)]
-    noted = torch.cat([t.reshape(-1) for t in tensors])
-    assert same(tensors, noted)
-    assert not same(tensors[:3], noted) and not same([*tensors, noted], noted)
-    for index in (0, 1, 3):
-        changed = [t.clone() for t in tensors]
-        changed[index].select(-1, -1).fill_(7) if changed[index].dim() else changed[1].fill_(7)
-        assert not same(changed, noted)
-
-
-@torch.no_grad()
-def test_changed_mask_is_noticed():
-    layer = build('SeparableFlexConv', 1, 4, 4, 21).eval()
-    x = sample(1)
-    before = layer(x)
-    for tensor, value in ((layer.mask_width, 0.3), (layer.mask_mean, 0.1),
-                          (layer.mask_threshold, 0.5)):
-        tensor.data.fill_(value)
-        after = layer(x)
-        assert not torch.allclose(after, before)
-        assert torch.equal(after, fresh_output(layer, x))
-        before = after
-
-
-@torch.no_grad()
-def test_changed_size_is_noticed(cached):
-    layer, x = cached
-    layer.load_state_dict({**layer.state_dict(), 'kernel.train_length': torch.tensor([13])})
-    y = layer(x)
-    assert layer.kernel.length == (13, ) and torch.equal(y, fresh_output(layer, x))
-
-
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-@torch.no_grad()
-def test_changed_dtype_is_noticed(cached, dtype):
-    layer, x = cached
-    y, calls = counted(layer.to(dtype), x.to(dtype))
-    assert calls == 1 and y.dtype == dtype
-    assert torch.equal(y, fresh_output(layer, x.to(dtype)))
-    y, calls = counted(layer.double(), x)
-    assert calls == 1 and torch.equal(y, fresh_output(layer, x))
-
-
-@torch.no_grad()
-def test_changed_device_is_noticed(cached):
-    layer, x = cached
-    device = 'cuda' if torch.cuda.is_available() else 'meta'
-    assert layer.to(device)(x.to(device)).device.type == device
-    if device == 'meta':
-        layer.to_empty(device='cpu')
-        for p in layer.parameters():
-            nn.init.normal_(p)
-        nn.init.constant_(layer.train_length, 9)
-        nn.init.constant_(layer.kernel.initialized, True)
-        for name, value in (('mask_mean', 0.), ('mask_threshold', 0.1), ('mask_width', 0.2)):
-            if hasattr(layer, name):
-                nn.init.constant_(getattr(layer, name), value)
-    else:
-        layer.cpu()
-    assert torch.equal(layer(x), fresh_output(layer, x))
-
-
-def test_train_mode_never_uses_the_cache(cached):
-    layer, x = cached
-    layer.train()
-    assert counted(layer, x)[1] == 1
-    with torch.no_grad():
-        assert counted(layer, x)[1] == 1
-
-
-def test_inference_mode_leaves_nothing_unusable_behind(cached):
-    layer, x = cached
-    with torch.inference_mode():
-        layer(x)
-    layer.requires_grad_(False)
-    x.requires_grad_()
-    layer(x).sum().backward()
-    assert x.grad is not None
-
-
-def test_training_after_inference_mode():
-    layer, x = layers.CKConv1d(2, 2, 7).eval(), torch.randn(1, 2, 9)
-    with torch.inference_mode():
-        layer(x)
-    layer.train()(x).sum().backward()
-
-
-def test_a_run_without_values_leaves_nothing_behind():
-    with torch.device('meta'):
-        layers.CKConv1d(2, 2, 7)(torch.zeros(1, 2, 9))
-    assert layers.CKConv1d(2, 2, 7)(torch.zeros(1, 2, 9)).isfinite().all()
-
-
-@torch.no_grad()
-def test_cache_stays_out_of_copies_and_checkpoints(cached):
-    layer, x = cached
-    y = layer(x)
-    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert not other.kernel._kept and torch.equal(other(x), y)
-    file = io.BytesIO()
-    torch.save(layer.state_dict(), file)
-    assert not any('kept' in key for key in layer.state_dict())
-
-
-# Doors for other code.
-
 
 def test_as_conv_cfg_under_a_foreign_scope():
     init_default_scope('mmengine')
@@ -515,7 +273,7 @@ def test_frozen_kernels_compute_the_same(family, causal):
     expected = model(x)
     freeze_kernels(model)
     assert not any(isinstance(m, CKConvNd) for m in model.modules())
-    torch.testing.assert_close(model(x), expected)
+    assert_close(model(x), expected)
 
 
 @COMPILES
@@ -525,7 +283,7 @@ def test_compiles_and_is_never_stale():
     x = sample(1)
     with torch.no_grad():
         for _ in range(2):
-            torch.testing.assert_close(compiled(x), fresh_output(layer, x))
+            assert_close(compiled(x), fresh_output(layer, x))
             layer.kernel_net.output_linear.weight.mul_(2)
             layer.mask_width.mul_(2)
 
@@ -538,9 +296,9 @@ def test_exports(name):
     with torch.no_grad():
         expected = layer(x)
         program = torch.export.export(layer, (x, ))
-        torch.testing.assert_close(program.module()(x), expected)
+        assert_close(program.module()(x), expected)
         traced = torch.jit.trace(layer, x)
-        torch.testing.assert_close(traced(x), expected)
+        assert_close(traced(x), expected)
 
 
 def test_autocast_samples_in_single_precision():
@@ -551,7 +309,7 @@ def test_autocast_samples_in_single_precision():
         y = layer(x.bfloat16())
         assert layer.sample_kernel().dtype == torch.float32
     assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y.float(), expected, rtol=0.05, atol=0.05)
+    assert_close(y.float(), expected, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize('arguments, message', [

@@ -3,6 +3,7 @@ import copy
 
 import pytest
 import torch
+from tolerances import DOUBLE, assert_close
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -103,7 +104,7 @@ def test_captured_steps_only_compute(training, capturing):
             y = net(x)[0]
             if training:
                 y.sum().backward()
-    torch.testing.assert_close(y, expected)
+    assert_close(y, expected)
 
 
 def test_calls_that_sample_leave_what_is_kept():
@@ -193,7 +194,7 @@ def test_filters_together_are_the_filters_one_by_one(name, bias):
     for module in net.modules():
         module.register_forward_hook(lambda *args: None)
     for mine, theirs in zip(found, both(net)):
-        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+        assert_close(mine, theirs, DOUBLE)
 
 
 def test_hooks_in_a_kernel_network_run():

@@ -5,6 +5,7 @@ import pytest
 import torch
 from mmcv.cnn import fuse_conv_bn
 from mmengine.model.utils import revert_sync_batchnorm
+from tolerances import SINGLE_LAYERS, assert_close
 from torch import nn
 
 from mmcontext.layers import conv_norm
@@ -93,8 +94,8 @@ def test_what_one_call_takes(parts, residual, expected, passes):
     with torch.no_grad():
         actual = block(x, other)
     assert passes == expected
-    torch.testing.assert_close(actual, reference, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(block(x, other), reference, rtol=1e-4, atol=1e-5)
+    assert_close(actual, reference, SINGLE_LAYERS)
+    assert_close(block(x, other), reference, SINGLE_LAYERS)
 
 
 def test_modules_have_the_names_of_a_sequential():
@@ -111,7 +112,7 @@ def test_a_residual_of_another_layout_or_dtype_is_added_all_the_same(passes):
     with torch.no_grad():
         for residual in (other, other[:, :, :1, :1], other.double()):
             expected = (block[1](block[0](x)) + residual).relu()
-            torch.testing.assert_close(block(x, residual), expected, rtol=1e-4, atol=1e-5)
+            assert_close(block(x, residual), expected, SINGLE_LAYERS)
     assert passes == ['cnar'] * 3
 
 
@@ -126,7 +127,7 @@ def test_hooked_modules_run_themselves(place, expected, gradients, passes):
     block[place].register_forward_hook(lambda _, __, out: seen.append((out, out.clone())))
     with torch.set_grad_enabled(gradients):
         for residual in (None, torch.zeros_like(reference)):
-            torch.testing.assert_close(block(x, residual), reference, rtol=1e-4, atol=1e-5)
+            assert_close(block(x, residual), reference, SINGLE_LAYERS)
     assert len(seen) == 2 and all(torch.equal(now, then) for now, then in seen)
     assert passes == (expected if COMPILED and not gradients else [])
 
@@ -149,7 +150,7 @@ def test_changed_weights_count(passes):
         block(x)
         block[0].weight.data.mul_(-2)
         block[1].running_mean.data.add_(1)
-        torch.testing.assert_close(block(x), block[1](block[0](x)), rtol=1e-4, atol=1e-5)
+        assert_close(block(x), block[1](block[0](x)), SINGLE_LAYERS)
     assert passes == ['cn', 'cn']
 
 
@@ -172,10 +173,10 @@ def test_switched_off_and_without_the_library(monkeypatch, passes):
     with torch.no_grad():
         expected = block(x)
         monkeypatch.setenv(METHOD_VARIABLE, 'torch')
-        torch.testing.assert_close(block(x), expected)
+        assert_close(block(x), expected)
         monkeypatch.delenv(METHOD_VARIABLE)
         monkeypatch.setattr(native_library, 'UNAVAILABLE', 'not compiled')
-        torch.testing.assert_close(block(x), expected)
+        assert_close(block(x), expected)
     assert len(passes) == COMPILED
 
 
@@ -185,7 +186,7 @@ def test_conv_module_with_parts_left_out():
     for options in ({}, {'activate': False}, {'norm': False}, {'norm': False, 'activate': False}):
         expected = module(x, **options)
         with torch.no_grad():
-            torch.testing.assert_close(module(x, **options), expected)
+            assert_close(module(x, **options), expected)
 
 
 @pytest.mark.parametrize('norm_cfg', [dict(type='BN'), dict(type='IN'),
@@ -200,7 +201,7 @@ def test_residual_is_added_whatever_the_norm(norm_cfg, act):
         block = revert_sync_batchnorm(block)
     expected = block(x)
     with torch.no_grad():
-        torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-4)
+        assert_close(block(x), expected, rtol=1e-4, atol=1e-4)
 
 
 def _settled(model):
@@ -231,7 +232,7 @@ def test_inference_of_a_network(network, layout, turned, passes):
     if COMPILED:
         assert passes.count('cnar') == sum(model.arch_settings[model.depth])
     assert actual.stride() == expected.stride()
-    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5 * expected.abs().max().item())
+    assert_close(actual, expected, rtol=0, atol=2e-5 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize('network', [CoTNet, RedNet, CoResNet])
@@ -241,7 +242,7 @@ def test_norms_folded_into_convolutions(network):
     with torch.no_grad():
         expected, = model(x)
         folded, = fuse_conv_bn(model)(x)
-    torch.testing.assert_close(folded, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+    assert_close(folded, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 
 @needs_library

@@ -36,7 +36,7 @@ def _assert_same(config: dict, plain: nn.Module, fused: nn.Module, x: torch.Tens
         assert None not in actual.values()
         for name, value in expected.items():
             error = (actual[name] - value).abs().max()
-            # In training the bias in front of a norm has no gradient but rounding errors.
+            # In training the bias before a norm has no gradient but rounding errors.
             if not (training and name.endswith('reduce.0.bias')):
                 error = error / value.abs().max()
             assert error < 1e-10, f'{name} of {config}, training={training}: {error:.1e}'

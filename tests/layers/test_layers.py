@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule, build_conv_layer
+from tolerances import DOUBLE_LAYERS, assert_close
 from torch import nn
 
 from mmcontext.layers import (
@@ -75,7 +76,7 @@ def test_every_parameter_gets_a_gradient(layer, bias):
 def test_channels_last_gives_the_same(layer):
     module = layer(64, 64).eval().double()
     x = torch.randn(2, 64, 6, 5, dtype=torch.float64)
-    torch.testing.assert_close(module(x.to(memory_format=torch.channels_last)), module(x))
+    assert_close(module(x.to(memory_format=torch.channels_last)), module(x))
 
 
 def test_coconv_is_dilated_convolutions_side_by_side():
@@ -84,7 +85,7 @@ def test_coconv_is_dilated_convolutions_side_by_side():
     assert [conv.out_channels for conv in layer.convs] == [8, 4, 4]
     parts = [F.conv2d(x, conv.weight, padding=d, dilation=d)
              for d, conv in enumerate(layer.convs, 1)]
-    torch.testing.assert_close(layer(x), torch.cat(parts, 1))
+    assert_close(layer(x), torch.cat(parts, 1))
 
 
 def test_pyconv_is_grouped_convolutions_side_by_side():
@@ -92,7 +93,7 @@ def test_pyconv_is_grouped_convolutions_side_by_side():
     x = torch.randn(1, 16, 9, 9, dtype=torch.float64)
     parts = [F.conv2d(x, conv.weight, padding=k // 2, groups=g)
              for conv, k, g in zip(layer.convs, (3, 5, 7, 9), (1, 4, 8, 16))]
-    torch.testing.assert_close(layer(x), torch.cat(parts, 1))
+    assert_close(layer(x), torch.cat(parts, 1))
 
 
 def test_dilated_pyconv_dilates_every_level():
@@ -111,7 +112,7 @@ def test_involution_by_its_definition():
     layer = Involution2d(32, kernel_size=5, group_channels=8).double()
     x = torch.randn(2, 32, 6, 7, dtype=torch.float64)
     kernels = layer.span(layer.reduce(x)).view(2, 4, 25, 6, 7).repeat_interleave(8, 1)
-    torch.testing.assert_close(layer(x), dynamic_sum(x, kernels, 5, 2))
+    assert_close(layer(x), dynamic_sum(x, kernels, 5, 2))
 
 
 @pytest.mark.parametrize('kernel_size', [3, 5, 7])
@@ -120,8 +121,7 @@ def test_cvolution_by_its_definition(kernel_size):
     x = torch.randn(2, 32, 6, 7, dtype=torch.float64)
     gate = F.conv2d(x, layer.gate.weight, padding=kernel_size // 2, groups=4).mean((2, 3), True)
     kernels = layer.span(layer.reduce(x)).view(2, 2, -1, 6, 7).repeat_interleave(16, 1)
-    torch.testing.assert_close(layer(x),
-                               dynamic_sum(x * gate, kernels, kernel_size, kernel_size // 2))
+    assert_close(layer(x), dynamic_sum(x * gate, kernels, kernel_size, kernel_size // 2))
 
 
 def test_cvolution_of_less_than_its_gate():
@@ -147,13 +147,13 @@ def test_cot_by_its_definition(cardinality):
     dynamic = F.silu(layer.norm(dynamic_sum(value, kernels, 3, 1).view(2, 32, 6, 7)))
     weights = layer.attend((dynamic + key).mean((2, 3), True)).view(2, 32, 2).softmax(2)
     expected = (dynamic * weights[:, :, 0, None, None] + key * weights[:, :, 1, None, None])
-    torch.testing.assert_close(layer(x), expected)
+    assert_close(layer(x), expected)
 
 
 def test_blur_pool_keeps_a_constant_and_rounds_up():
     x = torch.full((1, 3, 7, 1), 2.5)
     y = BlurPool2d(2)(x)
-    torch.testing.assert_close(y, torch.full((1, 3, 4, 1), 2.5))
+    assert_close(y, torch.full((1, 3, 4, 1), 2.5))
 
 
 @pytest.mark.parametrize('layer, arguments, message', [
@@ -205,7 +205,7 @@ def test_bad_inputs_are_named(layer):
 @pytest.mark.parametrize('layer', [PyConv2d(64), CoConv2d(16)])
 def test_pyramids_take_one_image_as_conv2d_does(layer):
     x = torch.randn(layer.in_channels, 8, 8)
-    torch.testing.assert_close(layer(x), layer(x[None])[0])
+    assert_close(layer(x), layer(x[None])[0])
 
 
 @pytest.mark.parametrize('fused', [False, True])
@@ -228,4 +228,4 @@ def test_kernels_by_rows_are_those_of_the_convolution(layer, monkeypatch):
         y = module(x)
         results.append((kernels, y, *torch.autograd.grad(y, parameters, cotangent)))
     for expected, actual in zip(*results):
-        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+        assert_close(actual, expected, DOUBLE_LAYERS)

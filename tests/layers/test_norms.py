@@ -5,6 +5,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import torch.nn.utils.prune as prune
 from common import COMPILES
+from tolerances import DOUBLE, assert_close
 from torch import nn
 
 from mmcontext.layers import CoT2d, SplitAttention2d
@@ -41,7 +42,7 @@ def test_running_statistics_serve_and_stay(kind, shape):
     norm, x = batch_norm(kind), torch.randn(shape, dtype=torch.float64)
     before = {name: value.clone() for name, value in norm.state_dict().items()}
     y = normalise(norm, x)
-    torch.testing.assert_close(y, by_running_statistics(norm, x), rtol=1e-12, atol=1e-12)
+    assert_close(y, by_running_statistics(norm, x), DOUBLE)
     y.sum().backward()
     assert norm.weight.grad is not None and norm.training
     assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
@@ -56,7 +57,7 @@ def test_the_next_batch_may_move_them_before_the_backward():
 @pytest.mark.parametrize('shape', [(2, 6, 1, 1), (1, 6, 1, 2)], ids=str)
 def test_two_values_have_statistics(shape):
     norm, x = batch_norm(), torch.randn(shape, dtype=torch.float64)
-    torch.testing.assert_close(normalise(norm, x), F.batch_norm(
+    assert_close(normalise(norm, x), F.batch_norm(
         x, None, None, norm.weight, norm.bias, training=True))
     assert norm.num_batches_tracked == 1
 
@@ -70,10 +71,10 @@ def test_norms_that_keep_no_statistics_pass_single_values_on(norm, training):
     nn.init.uniform_(norm.weight, 0.5, 2), nn.init.uniform_(norm.bias)
     x = torch.randn(1, 6, 1, 1, dtype=torch.float64)
     expected = x * norm.weight[:, None, None] + norm.bias[:, None, None]
-    torch.testing.assert_close(normalise(norm, x), expected, rtol=1e-4, atol=1e-4)
+    assert_close(normalise(norm, x), expected, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
-        torch.testing.assert_close(run_together(x.float(), norm=norm.float()), expected.float(),
-                                   rtol=1e-4, atol=1e-4)
+        assert_close(run_together(x.float(), norm=norm.float()), expected.float(), rtol=1e-4,
+                     atol=1e-4)
 
 
 def test_a_touched_norm_is_called():
@@ -83,7 +84,7 @@ def test_a_touched_norm_is_called():
     y = normalise(norm, x)
     assert seen[0] is y and 'forward' not in norm.__dict__
     norm.weight = norm.weight_orig * norm.weight_mask
-    torch.testing.assert_close(y, by_running_statistics(norm, x))
+    assert_close(y, by_running_statistics(norm, x))
 
 
 class _Gathered(nn.SyncBatchNorm):
@@ -121,6 +122,6 @@ def test_one_image_compiles(layer, norm_cfg):
     expected = module(x)
     module.zero_grad()
     y = torch.compile(module, fullgraph=True, backend='aot_eager')(x)
-    torch.testing.assert_close(y, expected)
+    assert_close(y, expected)
     y.sum().backward()
     assert all(p.grad is not None for p in module.parameters())

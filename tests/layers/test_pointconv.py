@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from tolerances import assert_close
 
 from mmcontext.layers import PointCKConv, PointFlexConv
 from mmcontext.layers.pointconv import nearest
@@ -36,7 +37,7 @@ def test_layer_is_the_sum_over_the_nearest_points(kind):
     torch.nn.init.uniform_(layer.channel_mixer.bias)
     x = torch.randn(2, 4, 12, dtype=torch.float64, requires_grad=True)
     y = layer(x, nearest(CLOUD.transpose(1, 2), 6))
-    torch.testing.assert_close(y, by_hand(layer, x, CLOUD, 6), rtol=1e-12, atol=1e-13)
+    assert_close(y, by_hand(layer, x, CLOUD, 6), rtol=1e-12, atol=1e-13)
     y.square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in [x, *layer.parameters()])
 
@@ -46,8 +47,8 @@ def test_order_of_the_points_does_not_matter():
     order = torch.randperm(12)
     y = layer(CLOUD, nearest(CLOUD.transpose(1, 2), 5))
     shuffled = CLOUD[..., order]
-    torch.testing.assert_close(
-        layer(shuffled, nearest(shuffled.transpose(1, 2), 5)), y[..., order], rtol=1e-12, atol=0)
+    assert_close(layer(shuffled, nearest(shuffled.transpose(1, 2), 5)), y[..., order], rtol=1e-12,
+                 atol=0)
 
 
 def test_output_variance_does_not_grow_with_the_neighbours():

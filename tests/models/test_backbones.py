@@ -1,6 +1,8 @@
 import pytest
 import torch
+from common import MILLIONS
 from mmengine.registry import MODELS
+from tolerances import assert_close
 from torch.nn.modules.batchnorm import _BatchNorm
 
 FAMILIES = {
@@ -17,21 +19,6 @@ FAMILIES = {
 }
 # One small network of each family, for what the trunk does for all alike.
 SMALL = ['CoResNet', 'PyConvResNet', 'CoTNet', 'SECoTNetD', 'CedNet']
-
-MILLIONS = {
-    ('CoResNet', 50): 25.557, ('CoResNet', 101): 44.549, ('CoResNet', 152): 60.193,
-    ('PyConvResNet', 18): 5.912, ('PyConvResNet', 34): 11.091, ('PyConvResNet', 50): 24.848,
-    ('PyConvResNet', 101): 42.308, ('PyConvResNet', 152): 56.641,
-    ('PyConvHGResNet', 50): 25.235, ('PyConvHGResNet', 101): 44.627,
-    ('PyConvHGResNet', 152): 60.658,
-    ('CoTNet', 50): 22.222, ('CoTNet', 101): 38.272,
-    ('CoTNeXt', 50): 30.046, ('CoTNeXt', 101): 53.346,
-    ('SECoTNetD', 50): 23.108, ('SECoTNetD', 101): 40.912, ('SECoTNetD', 152): 55.784,
-    ('RedNet', 26): 9.233, ('RedNet', 38): 12.387, ('RedNet', 50): 15.541,
-    ('RedNet', 101): 25.653, ('RedNet', 152): 33.985,
-    ('CedNet', 26): 9.551, ('CedNet', 38): 12.900, ('CedNet', 50): 16.250,
-    ('CedNet', 101): 26.990, ('CedNet', 152): 35.839,
-}
 
 
 def build(family, **kwargs):
@@ -109,7 +96,7 @@ def test_checkpointing_changes_no_gradient(family):
         module.eval()
         module(x)[0].square().mean().backward()
     for (name, a), b in zip(backbone.named_parameters(), again.parameters()):
-        torch.testing.assert_close(a.grad, b.grad, msg=name)
+        assert_close(a.grad, b.grad, msg=name)
 
 
 def test_drop_path_grows_linearly():
@@ -126,7 +113,7 @@ def test_zero_init_residual_makes_a_block_its_shortcut():
     backbone = build('CoResNet', zero_init_residual=True)
     backbone.init_weights()
     assert not backbone.layer3[0].norm3.weight.any()
-    assert backbone.layer3[-1].norm3.weight.all(), 'behind the addition it must not be zero'
+    assert backbone.layer3[-1].norm3.weight.all(), 'after the addition it must not be zero'
 
 
 def test_pretrained_with_prefix(tmp_path):

@@ -13,6 +13,7 @@ from mmcv.cnn import fuse_conv_bn
 from mmengine.model import revert_sync_batchnorm
 from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
 from mmengine.registry import MODELS
+from tolerances import assert_close
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
@@ -72,7 +73,7 @@ def seen(model, x):
 
 def assert_same(actual, expected, tolerance=1e-4):
     scale = max(expected.abs().max().item(), 1e-3)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * scale)
+    assert_close(actual, expected, rtol=0, atol=tolerance * scale)
 
 
 def leaves(model, kinds):
@@ -306,7 +307,7 @@ def checkpointing(make):
     for network in (model, again):
         network.train()(image().requires_grad_())[-1].square().mean().backward()
     for (name, p), q in zip(model.named_parameters(), again.parameters()):
-        torch.testing.assert_close(q.grad, p.grad, rtol=1e-3, atol=1e-5, msg=name)
+        assert_close(q.grad, p.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def mmengine_checkpointing(make):

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn as nn
 from mmengine.registry import MODELS, init_default_scope
+from tolerances import assert_close
 
 from mmcontext.layers.ckconv import CKConvNd
 from mmcontext.models.backbones import CCNN, CKResNet
@@ -35,7 +36,7 @@ def test_s4_block_is_the_written_order():
     x = torch.randn(2, 6, 9, dtype=torch.float64)
     gelu = nn.functional.gelu
     expected = gelu(block.linear1(gelu(block.conv1(block.norm1(x))))) + block.shortcut(x)
-    torch.testing.assert_close(block(x), expected)
+    assert_close(block(x), expected)
     assert isinstance(block.shortcut, nn.Conv1d) and expected.shape[1] == 12
 
 
@@ -45,7 +46,7 @@ def test_post_norm_has_no_norm_at_the_end():
     x = torch.randn(2, 6, 9)
     block = net.blocks[0].eval()
     gelu = nn.functional.gelu
-    torch.testing.assert_close(block(x), block.norm1(
+    assert_close(block(x), block.norm1(
         gelu(block.linear1(gelu(block.conv1(x)))) + x))
 
 
@@ -102,7 +103,7 @@ def test_classifier_in_mmpretrain():
     logits = model.head(model.extract_feat(x)).squeeze(1)
     labels = torch.tensor([0., 1., 0., 1.])
     expected = nn.functional.binary_cross_entropy_with_logits(logits, labels)
-    torch.testing.assert_close(losses['loss'], expected)
+    assert_close(losses['loss'], expected)
     assert losses['accuracy_top-1'].item() == pytest.approx(
         100 * ((logits > 0) == labels.bool()).float().mean().item())
     losses['loss'].backward()
@@ -111,7 +112,7 @@ def test_classifier_in_mmpretrain():
         predictions = model(x, samples, mode='predict')
         scores = torch.sigmoid(model.head(model.extract_feat(x)).squeeze(1))
     for prediction, score in zip(predictions, scores):
-        torch.testing.assert_close(prediction.pred_score, torch.stack([1 - score, score]))
+        assert_close(prediction.pred_score, torch.stack([1 - score, score]))
         assert prediction.pred_label.item() == int(score > 0.5)
     with pytest.raises(ValueError, match=r'0 or 1, for BinaryClsHead, got \[0, 1, 0, 2\]'):
         model(x, samples[:3] + [DataSample().set_gt_label(2)], mode='loss')

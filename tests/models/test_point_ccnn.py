@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from tolerances import assert_close
 
 from mmcontext.registry import DATASETS, MODELS
 from mmcontext.utils.errors import DataError
@@ -70,7 +71,7 @@ def test_modelnet_draws_points_of_the_surface(folder):
     cloud = data[0]['img'].double()
     normals, points = cloud[:3], cloud[3:]
     assert cloud.shape == (6, 600) and points.abs().max() == pytest.approx(0.999999)
-    torch.testing.assert_close(normals.norm(dim=0), torch.ones(600).double())
+    assert_close(normals.norm(dim=0), torch.ones(600).double())
     # A cube's normal is an axis; all sides are met alike, and along it the points are alike.
     axis = normals.abs().argmax(0)
     assert np.allclose(np.bincount(axis.numpy()), 200, atol=45)

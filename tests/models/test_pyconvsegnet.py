@@ -10,6 +10,7 @@ from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
+from tolerances import SAME, SINGLE_LAYERS, assert_close
 
 pytest.importorskip('mmseg')
 from mmseg.registry import MODELS  # noqa: E402
@@ -84,6 +85,12 @@ def logits(model, x):
     return torch.stack([o.seg_logits.data for o in out])
 
 
+def test_the_name_of_0_1_is_known():
+    from mmseg.models.decode_heads import FCNHead
+    own = MODELS.get('mmcontext.TorchInitFCNHead')
+    assert MODELS.get('mmcontext.FCNHead') is own and MODELS.get('FCNHead') is FCNHead
+
+
 @pytest.mark.parametrize('size', [(33, 41), (32, 40), (37, 50), (7, 9)], ids=str)
 def test_whole_image_of_any_size(size):
     model = build()
@@ -99,13 +106,13 @@ def test_sliding_window_averages_the_windows():
     left, right = logits(whole, x[..., :33]), logits(whole, x[..., 16:])
     expected = F.pad(left, (0, 16)) + F.pad(right, (16, 0))
     expected[..., 16:33] /= 2
-    torch.testing.assert_close(logits(slide, x), expected, rtol=1e-4, atol=1e-5)
+    assert_close(logits(slide, x), expected, SINGLE_LAYERS)
 
 
 def test_window_larger_than_the_image_is_the_whole_image():
     x = torch.randn(1, 3, 30, 21)
     slide = build(test_cfg=dict(mode='slide', crop_size=(65, 65), stride=(43, 43)))
-    torch.testing.assert_close(logits(slide, x), logits(build(), x), rtol=0, atol=0)
+    assert_close(logits(slide, x), logits(build(), x), SAME)
 
 
 @pytest.mark.parametrize('test_cfg', [

@@ -2,6 +2,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from tolerances import DOUBLE, assert_close
 
 from mmcontext.ops.local_aggregation import by_rows
 from mmcontext.ops.native_library import UNAVAILABLE
@@ -20,11 +21,11 @@ def test_equals_the_convolution_with_all_derivatives(monkeypatch, compiled):
     inputs = operands(torch.float64)
     w, expected = by_rows.span_by_rows(*inputs), F.conv2d(*inputs)
     assert w.is_contiguous()
-    torch.testing.assert_close(w, expected, rtol=1e-12, atol=1e-12)
+    assert_close(w, expected, DOUBLE)
     cotangent = torch.randn_like(w)
     gradients = torch.autograd.grad(w, inputs, cotangent)
     for a, e in zip(gradients, torch.autograd.grad(expected, inputs, cotangent)):
-        torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12)
+        assert_close(a, e, DOUBLE)
     assert torch.autograd.gradgradcheck(by_rows.span_by_rows, inputs)
     if compiled:
         assert gradients[0].is_contiguous(memory_format=torch.channels_last)
@@ -35,7 +36,7 @@ def test_half_precision_and_wrong_sizes():
     r, weight, bias = operands(torch.float32)
     w = by_rows.span_by_rows(r.bfloat16(), weight, bias)
     assert w.dtype == torch.bfloat16
-    torch.testing.assert_close(w.float(), F.conv2d(r, weight, bias), rtol=3e-2, atol=3e-2)
+    assert_close(w.float(), F.conv2d(r, weight, bias), rtol=3e-2, atol=3e-2)
     w.float().square().sum().backward()
     assert weight.grad.dtype == bias.grad.dtype == torch.float32
     with pytest.raises(ValueError, match='do not fit'):

@@ -1,6 +1,7 @@
 """Gates of channels by the CUDA kernels, emulated on the CPU."""
 import pytest
 import torch
+from tolerances import assert_close, assert_near
 from torch.utils.checkpoint import checkpoint
 
 from mmcontext.ops.channel_gate import (
@@ -12,6 +13,7 @@ from mmcontext.ops.channel_gate import (
 from mmcontext.ops.native_library import UNAVAILABLE
 
 needs_library = pytest.mark.skipif(bool(UNAVAILABLE), reason='installed without a compiler')
+# Means, gates and products are rounded one after another.
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 DTYPES = pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
 
@@ -32,8 +34,7 @@ def _by_means(method, maps, matrix, grad, create_graph=False):
 
 
 def _close(actual, expected, dtype):
-    for a, e in zip(actual, expected):
-        assert (a - e).abs().max() <= TOLERANCE[dtype] * e.abs().max()
+    assert_near(actual, expected, TOLERANCE[dtype])
 
 
 @needs_library
@@ -96,7 +97,7 @@ def test_gradients_of_gradients(emulated, maps):
                                          matrix.to(kind), grad.to(kind), create_graph=True)
         seconds.append(torch.autograd.grad(sum(t.square().sum() for t in firsts), leaves))
     for a, e in zip(*seconds):
-        torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=1e-4)
+        assert_close(a.double(), e, rtol=1e-4, atol=1e-4)
 
 
 @needs_library
@@ -143,7 +144,7 @@ def test_gate_of_a_convolution_against_float64(emulated, dtype):
     # The convolution that it stands for.
     padded = torch.nn.functional.conv2d(x.double(), weight.double(), padding=2, groups=4)
     expected = x.double() * padded.mean((2, 3), keepdim=True)
-    torch.testing.assert_close(gate_by_convolution(x.double(), weight.double(), 4, 48), expected)
+    assert_close(gate_by_convolution(x.double(), weight.double(), 4, 48), expected)
 
 
 @needs_library
@@ -156,7 +157,7 @@ def test_gradients_of_gradients_of_the_gate_of_a_convolution(emulated):
         firsts = torch.autograd.grad(y, (a, w), grad.to(kind), create_graph=True)
         seconds.append(torch.autograd.grad(sum(t.square().sum() for t in firsts), (a, w)))
     for actual, expected in zip(*seconds):
-        torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-3)
+        assert_close(actual.double(), expected, rtol=1e-4, atol=1e-3)
 
 
 @needs_library

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from tolerances import SINGLE, assert_close, assert_near
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmcontext.ops import conv_norm_act, explain_conv_norm_act, native_library
@@ -16,6 +17,7 @@ from mmcontext.ops.conv_norm_act import (
     channel_means,
 )
 from mmcontext.ops.conv_norm_act.reference import compose
+from mmcontext.ops.layout import layout_of
 from mmcontext.ops.native_library import instruction_sets
 
 LAYOUTS = {'contiguous': torch.contiguous_format, 'channels-last': torch.channels_last}
@@ -57,8 +59,7 @@ def _check(x, conv, norm, activation, residual, method, tolerance):
     before = x.clone()
     actual = conv_norm_act(x, conv, norm, activation, residual, method)
     assert torch.equal(x, before) and actual.dtype is torch.float32
-    error = (actual - expected).abs().max() / expected.abs().max()
-    assert error < tolerance
+    assert_near(actual, expected, tolerance)
     return actual
 
 
@@ -84,7 +85,7 @@ def test_convolution_equals_float64(isa, seed):
                        torch.randn(*shape[:2], 1, 1)])
     activation = choose(['none', 'relu', 'silu'])
     own = _check(x, conv, norm, activation, residual, 'own', 5e-6)
-    assert own.is_contiguous(memory_format=torch.channels_last)
+    assert own.is_contiguous(memory_format=layout_of(x))
     for other in (x, x.contiguous()):
         _check(other, conv, norm, activation, residual, 'library', 5e-6)
 
@@ -124,8 +125,8 @@ def test_nan_stays_and_extremes_are_tame(layout):
     x = x.contiguous(memory_format=LAYOUTS[layout])
     norm = BatchNorm(torch.zeros(16), torch.ones(16), eps=0.)
     for activation, function in (('relu', F.relu), ('silu', F.silu)):
-        torch.testing.assert_close(conv_norm_act(x, None, norm, activation), function(x),
-                                   equal_nan=True, rtol=1e-6, atol=1e-35)
+        assert_close(conv_norm_act(x, None, norm, activation), function(x), equal_nan=True,
+                     rtol=1e-6, atol=1e-35)
 
 
 @needs_library
@@ -276,8 +277,8 @@ def test_low_precision_transforms_and_counters_take_standard_functions():
         return conv_norm_act(x, conv, norm, 'relu')
 
     each = torch.func.vmap(lambda sample: call(sample[None])[0])(X)
-    torch.testing.assert_close(each, expected)
-    torch.testing.assert_close(torch.func.jvp(call, (X, ), (X, ))[0], expected)
+    assert_close(each, expected)
+    assert_close(torch.func.jvp(call, (X, ), (X, ))[0], expected)
     with torch.autocast('cpu', torch.bfloat16):
         assert call(X).dtype is torch.bfloat16
     with FlopCounterMode(display=False) as counter:
@@ -293,10 +294,9 @@ def test_channel_means(shape, layout):
     expected = sum(x.double().mean((2, 3), keepdim=True) for x in maps)
     for gradients in (False, True):
         with torch.set_grad_enabled(gradients):
-            torch.testing.assert_close(channel_means(*maps).double(), expected, rtol=1e-5,
-                                       atol=1e-5)
+            assert_close(channel_means(*maps).double(), expected, SINGLE)
     gaps = [torch.stack((x, x), -1)[..., 0] for x in maps]
-    torch.testing.assert_close(channel_means(*gaps).double(), expected, rtol=1e-5, atol=1e-5)
+    assert_close(channel_means(*gaps).double(), expected, SINGLE)
 
 
 def test_without_the_library(monkeypatch):
@@ -305,4 +305,4 @@ def test_without_the_library(monkeypatch):
     monkeypatch.setattr(native_library, 'UNAVAILABLE', 'not compiled')
     assert explain_conv_norm_act(X, conv) == {
         'chosen': 'torch', 'refused': dict.fromkeys(('own', 'library'), 'not compiled')}
-    torch.testing.assert_close(conv_norm_act(X, conv, norm, 'relu'), expected)
+    assert_close(conv_norm_act(X, conv, norm, 'relu'), expected)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import LAUNCHER
+from tolerances import SINGLE, assert_close
 
 from mmcontext.ops import (
     cuda_driver,
@@ -98,7 +99,7 @@ def test_operator_with_emulated_kernels_equals_the_reference(emulated, share):
     x, w, cotangent = torch.randn(2, 16, 6, 8), torch.randn(2, 2, 9, 6, 8), torch.randn(2, 16, 6, 8)
     expected = _gradients('reference', x.double(), w.double(), cotangent.double(), **geometry)
     for actual, wanted in zip(_gradients('null', x, w, cotangent, **geometry), expected):
-        torch.testing.assert_close(actual.double(), wanted, rtol=1e-5, atol=1e-5)
+        assert_close(actual.double(), wanted, SINGLE)
     assert [(source, f'-DTASK={task}' in defines) for task, (source, defines, _) in
             enumerate(emulated)] == [('local_aggregation.cu', True)] * 3
 
@@ -121,7 +122,7 @@ def test_expanded_gradients_are_laid_out_first(emulated):
     x, w = torch.randn(1, 8, 5, 8, requires_grad=True), torch.randn(1, 1, 9, 5, 8)
     local_aggregation(x, w, 3, padding=1, backend='null').sum().backward()
     expected, = torch.autograd.grad(local_aggregation(x, w, 3, padding=1).sum(), x)
-    torch.testing.assert_close(x.grad, expected, rtol=1e-5, atol=1e-5)
+    assert_close(x.grad, expected, SINGLE)
     assert 'general.cu' not in {source for source, *_ in emulated}
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from common import COMPILES
+from tolerances import assert_close
 
 from mmcontext.ops.fft_conv import (
     METHOD_VARIABLE,
@@ -265,9 +266,8 @@ def test_exports_take_the_direct_way(depthwise):
 def test_compiled_result():
     x, w = torch.randn(1, 2, 50), torch.randn(2, 1, 31)
     compiled = torch.compile(convolve, backend='aot_eager', fullgraph=True)
-    torch.testing.assert_close(compiled(x, w, padding='causal', groups=2),
-                               direct_conv(x, w, padding='causal', groups=2), rtol=1e-4,
-                               atol=1e-4)
+    assert_close(compiled(x, w, padding='causal', groups=2),
+                 direct_conv(x, w, padding='causal', groups=2), rtol=1e-4, atol=1e-4)
 
 
 def test_meta_tensors_have_the_right_shape():

@@ -3,6 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from common import since_torch
+from tolerances import DOUBLE_LAYERS, assert_close, assert_near
 from torch import Tensor
 
 from mmcontext.ops import fused_involution, standard_operators
@@ -63,13 +64,6 @@ def _with_gradients(function, geometry: Geometry, operands: tuple) -> dict:
     return {'y': output.detach(), **{name: g for (name, _), g in zip(present, grads)}}
 
 
-def _assert_close(actual: dict, expected: dict, tolerance: float) -> None:
-    assert actual.keys() == expected.keys()
-    for name, value in expected.items():
-        error = (actual[name].double() - value.double()).abs().max() / value.abs().max()
-        assert error < tolerance, f'{name}: {error:.1e}'
-
-
 @pytest.fixture(params=LIMITS)
 def limit(request, monkeypatch) -> int:
     monkeypatch.setitem(chunks._CHUNK_BYTES, 'cpu', request.param)
@@ -81,7 +75,7 @@ def limit(request, monkeypatch) -> int:
 def test_equals_unfused_in_float64(sizes, channels_last, limit):
     geometry, operands = _operands(sizes, channels_last=channels_last)
     actual = _with_gradients(_fused, geometry, operands)
-    _assert_close(actual, _with_gradients(_definition, geometry, operands), 1e-10)
+    assert_near(actual, _with_gradients(_definition, geometry, operands), 1e-10)
     if channels_last:
         assert actual['y'].is_contiguous(memory_format=torch.channels_last)
         assert actual['x'].is_contiguous(memory_format=torch.channels_last)
@@ -89,8 +83,8 @@ def test_equals_unfused_in_float64(sizes, channels_last, limit):
 
 def test_bias_and_scale_may_be_absent(limit):
     geometry, operands = _operands(GEOMETRIES['k3'], optional=False)
-    _assert_close(_with_gradients(_fused, geometry, operands),
-                  _with_gradients(_definition, geometry, operands), 1e-10)
+    assert_near(_with_gradients(_fused, geometry, operands),
+                _with_gradients(_definition, geometry, operands), 1e-10)
 
 
 @pytest.mark.parametrize('dtype, tolerance', [
@@ -101,7 +95,7 @@ def test_low_precision(dtype, tolerance, channels_last, limit):
     geometry, operands = _operands(GEOMETRIES['k3'], dtype, channels_last)
     actual = _with_gradients(_fused, geometry, operands)
     exact = [t.double() for t in operands]
-    _assert_close(actual, _with_gradients(_definition, geometry, exact), tolerance)
+    assert_near(actual, _with_gradients(_definition, geometry, exact), tolerance)
     assert {value.dtype for value in actual.values()} == {dtype}
 
 
@@ -124,7 +118,7 @@ def test_gradient_of_one_operand_alone():
     x = x.requires_grad_()
     _fused(geometry, x, *others).sum().backward()
     expected, = torch.autograd.grad(_definition(geometry, x, *others).sum(), x)
-    torch.testing.assert_close(x.grad, expected, rtol=1e-10, atol=1e-10)
+    assert_close(x.grad, expected, DOUBLE_LAYERS)
 
 
 def test_second_derivative_when_r_and_scale_come_from_x():
@@ -179,7 +173,7 @@ def test_autocast():
     with torch.autocast('cpu', torch.bfloat16):
         y = _fused(geometry, *operands)
     assert y.dtype == torch.bfloat16
-    _assert_close({'y': y}, {'y': _definition(geometry, *[t.double() for t in operands])}, 2e-2)
+    assert_near({'y': y}, {'y': _definition(geometry, *[t.double() for t in operands])}, 2e-2)
 
 
 def test_standard_operators_run_unfused():
@@ -194,7 +188,7 @@ def test_forced_backend(backend, monkeypatch):
     geometry, operands = _operands(GEOMETRIES['k3'])
     expected = _with_gradients(_definition, geometry, operands)
     monkeypatch.setenv('MMCONTEXT_BACKEND', backend)
-    _assert_close(_with_gradients(_fused, geometry, operands), expected, 1e-10)
+    assert_near(_with_gradients(_fused, geometry, operands), expected, 1e-10)
 
 
 def test_forced_backend_that_refuses_raises(monkeypatch):

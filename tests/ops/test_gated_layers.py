@@ -3,6 +3,7 @@ import copy
 
 import pytest
 import torch
+from tolerances import SINGLE_LAYERS, assert_close
 
 from mmcontext.layers import CoT2d, CVolution2d, Involution2d, SplitAttentionConv2d, cot
 from mmcontext.layers.avg_pool import AvgPool2d
@@ -66,4 +67,4 @@ def test_layers_equal_float64(name, on_gpu, monkeypatch):
         allowed = torch.maximum(1e-4 * e.abs().max().clamp_min(1), 4 * (r - e).abs().max())
         assert (a - e).abs().max() <= allowed
     for a, e in zip(layer.buffers(), wide.buffers()):
-        torch.testing.assert_close(a.double(), e.double(), rtol=1e-4, atol=1e-5)
+        assert_close(a.double(), e.double(), SINGLE_LAYERS)

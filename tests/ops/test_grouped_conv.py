@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from tolerances import DOUBLE, SINGLE, assert_close
 
 from mmcontext.ops import explain_grouped_conv, grouped_conv, grouped_conv2d
 from mmcontext.ops.grouped_conv import METHOD_VARIABLE
@@ -18,11 +19,11 @@ def test_dense_equals_grouped(groups, kernel, stride, padding):
     operands = (x, conv.weight, conv.bias)
     expected = F.conv2d(*operands, stride, padding, 1, groups)
     actual = grouped_conv2d(*operands, stride, padding, 1, groups, method='dense')
-    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    assert_close(actual, expected, DOUBLE)
     cotangent = torch.randn_like(expected)
     for a, e in zip(torch.autograd.grad(actual, operands, cotangent),
                     torch.autograd.grad(expected, operands, cotangent)):
-        torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12)
+        assert_close(a, e, DOUBLE)
 
 
 class OnGpu:
@@ -70,8 +71,8 @@ def test_method_is_chosen_forced_and_explained(monkeypatch):
     assert 'depth-wise' in grouped_conv._refusal(on_gpu, torch.ones(64, 1, 5, 5), 64)
     monkeypatch.setenv(METHOD_VARIABLE, 'dense')
     assert explain_grouped_conv(x, weight, 4)['chosen'] == 'dense'
-    torch.testing.assert_close(grouped_conv2d(x, weight, padding=1, groups=4),
-                               F.conv2d(x, weight, padding=1, groups=4), rtol=1e-5, atol=1e-5)
+    assert_close(grouped_conv2d(x, weight, padding=1, groups=4),
+                 F.conv2d(x, weight, padding=1, groups=4), SINGLE)
     monkeypatch.setenv(METHOD_VARIABLE, 'direct')
     reason = re.escape(UNAVAILABLE) if UNAVAILABLE else 'x is on cpu'
     with pytest.raises(RuntimeError, match=f"'direct' of grouped_conv2d cannot serve: {reason}"):

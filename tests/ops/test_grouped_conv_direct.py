@@ -4,6 +4,7 @@ import ctypes
 import pytest
 import torch
 import torch.nn.functional as F
+from tolerances import HALVED, ROUNDED_ONCE, assert_close, assert_near
 
 from mmcontext.ops import gpu_kernels, grouped_conv, grouped_conv2d, kernel_cache
 from mmcontext.ops.grouped_conv import METHOD_VARIABLE
@@ -11,8 +12,6 @@ from mmcontext.ops.native_library import UNAVAILABLE
 
 pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason='installed without a compiler')
 HALF, BF16 = torch.float16, torch.bfloat16
-# Largest error over the largest value: of one rounding of the result.
-TOLERANCE = {HALF: 1e-3, BF16: 8e-3}
 
 
 def inside(values, dtype):
@@ -41,9 +40,7 @@ def check(dtype, size, outputs, kernel, groups, stride=1, bias=False, last=False
                        kernel // 2, 1, groups, method='null')
     actual = [y, *torch.autograd.grad(y, operands, inside(cotangent, dtype))]
     assert y.is_contiguous(memory_format=torch.channels_last)
-    for name, a, e in zip(('y', 'x', 'w', 'bias'), actual, wanted):
-        error = (a.double() - e).abs().max() / e.abs().max()
-        assert error <= TOLERANCE[dtype], f'{name}: {error:.1e}'
+    assert_near(actual, wanted, ROUNDED_ONCE[dtype])
 
 
 @pytest.mark.parametrize('case', [
@@ -99,9 +96,7 @@ def test_pyramid_equals_its_levels(emulated, monkeypatch, stride):
     actual = [y, *torch.autograd.grad(y, (x, *layer.parameters()), cotangent)]
     assert [entry for _, _, entry in emulated] == [
         *['grouped_map'] * 2, *['grouped_weight', 'grouped_sum', 'grouped_map'] * 2]
-    for a, e in zip(actual, wanted):
-        # The gradient of x is rounded after each level.
-        assert (a.double() - e).abs().max() <= 3 * TOLERANCE[BF16] * e.abs().max()
+    assert_near(actual, wanted, 3 * ROUNDED_ONCE[BF16])  # the gradient of x after each level
 
 
 @pytest.mark.skipif(not torch.version.cuda, reason='torch is built without CUDA')
@@ -120,7 +115,7 @@ def test_operator_is_registered_whole(emulated):
     with torch.autocast('cpu', BF16):
         y = op(x.float(), w, None, 2, 4, 'null')
     assert y.dtype == BF16 and torch.autograd.grad(y.sum(), w)[0].dtype == torch.float32
-    torch.testing.assert_close(y, op(x, w.to(BF16), None, 2, 4, ''), rtol=2e-2, atol=2e-2)
+    assert_close(y, op(x, w.to(BF16), None, 2, 4, ''), HALVED)
     if hasattr(torch.library, 'opcheck'):  # torch 2.4
         torch.library.opcheck(op, (x.float(), w, None, 2, 4, ''))
     # Derivatives of the gradients are those of standard functions.
@@ -129,8 +124,8 @@ def test_operator_is_registered_whole(emulated):
     grad, = torch.autograd.grad(op(x, w, None, 1, 4, 'null').sum(), w, create_graph=True)
     assert len(emulated) == launches + 1
     expected, = torch.autograd.grad(F.conv2d(x, w, None, 1, 1, 1, 4).sum(), w, create_graph=True)
-    torch.testing.assert_close(torch.autograd.grad(grad.square().sum(), x),
-                               torch.autograd.grad(expected.square().sum(), x))
+    assert_close(torch.autograd.grad(grad.square().sum(), x),
+                 torch.autograd.grad(expected.square().sum(), x))
 
 
 @pytest.mark.parametrize('geometry, reason', [

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from common import COMPILES, since_torch
+from tolerances import DOUBLE, assert_close
 
 from mmcontext.ops import explain, local_aggregation, standard_operators
 
@@ -52,11 +53,11 @@ def test_value_and_gradients_equal_the_unfolded_sum(geometry, share, backend):
     x, w = operands(geometry)
     expected = by_unfold(x, w, **geometry, share=share)
     actual = local_aggregation(x, w, **geometry, share=share, backend=backend)
-    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    assert_close(actual, expected, DOUBLE)
     cotangent = torch.randn_like(expected)
     for a, e in zip(torch.autograd.grad(actual, (x, w), cotangent),
                     torch.autograd.grad(expected, (x, w), cotangent)):
-        torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12)
+        assert_close(a, e, DOUBLE)
 
 
 @pytest.mark.parametrize('share', SHARES)
@@ -81,7 +82,7 @@ def test_third_derivative_follows():
     e1, = torch.autograd.grad(expected.pow(3).sum(), x, create_graph=True)
     e2, = torch.autograd.grad(e1.pow(2).sum(), w, create_graph=True)
     e3, = torch.autograd.grad(e2.pow(2).sum(), x)
-    torch.testing.assert_close(third, e3, rtol=1e-10, atol=1e-8)
+    assert_close(third, e3, rtol=1e-10, atol=1e-8)
 
 
 @pytest.mark.parametrize('share', SHARES)
@@ -92,7 +93,7 @@ def test_memory_layouts_agree_and_channels_last_stays(share):
     pixel_major = w.flatten(1, 2).to(memory_format=torch.channels_last).unflatten(1, (3, 9))
     strided = torch.stack((x, x), -1)[..., 0]
     for x_, w_ in itertools.product((x, last, strided), (w, pixel_major)):
-        torch.testing.assert_close(local_aggregation(x_, w_, 3, padding=1, share=share), expected)
+        assert_close(local_aggregation(x_, w_, 3, padding=1, share=share), expected)
     y = local_aggregation(last, pixel_major, 3, padding=1, share=share)
     assert y.is_contiguous(memory_format=torch.channels_last)
 
@@ -104,11 +105,11 @@ def test_low_precision_sums_in_float32(dtype, tolerance):
     y = local_aggregation(x, w, **geometry)
     expected = by_unfold(x.double(), w.double(), **geometry, share='block')
     assert y.dtype == dtype
-    torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
+    assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
     cotangent = torch.randn_like(y)
     for a, e in zip(torch.autograd.grad(y, (x, w), cotangent),
                     torch.autograd.grad(expected, (x, w), cotangent.double())):
-        torch.testing.assert_close(a.double(), e.double(), rtol=tolerance, atol=4 * tolerance)
+        assert_close(a.double(), e.double(), rtol=tolerance, atol=4 * tolerance)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, pytest.param(
@@ -121,7 +122,7 @@ def test_autocast_brings_operands_together(dtype):
     y.sum().backward()
     assert x.grad.dtype == w.grad.dtype == torch.float32
     exact = local_aggregation(x, w, 3, padding=1)
-    torch.testing.assert_close(y.float(), exact, rtol=2e-2, atol=4e-2)
+    assert_close(y.float(), exact, rtol=2e-2, atol=4e-2)
 
 
 @since_torch('2.4', 'opcheck')
@@ -226,4 +227,4 @@ def test_compiled_code_keeps_the_operator_and_exported_code_has_none():
     assert 'mmcontext.local_aggregation' in graphs[0]
     exported = torch.export.export(Module(), (x, w), strict=False)
     assert 'mmcontext' not in exported.graph_module.code
-    torch.testing.assert_close(exported.module()(x, w), function(x, w))
+    assert_close(exported.module()(x, w), function(x, w))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from common import ROOT, load_tool
 from mmengine.config import Config
+from tolerances import DOUBLE, DOUBLE_LAYERS, assert_close
 from torch import nn
 
 from mmcontext.deployment.checking import compare, finite_inputs, random_inputs
@@ -86,10 +87,10 @@ def test_standard_form_equals_reference(kernel_size, stride, padding, dilation, 
                     dtype=torch.float64)
     expected = aggregate(x, w, geometry)
     for form in (aggregate_rows, *([aggregate_tiles] if dilation[1] == 1 else [])):
-        torch.testing.assert_close(form(x, w, geometry), expected, rtol=1e-12, atol=1e-12)
+        assert_close(form(x, w, geometry), expected, DOUBLE)
     with standard_operators():
         actual = local_aggregation(x, w, kernel_size, stride, padding, dilation, share)
-    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    assert_close(actual, expected, DOUBLE)
 
 
 @pytest.mark.parametrize('kind', FAMILIES)
@@ -137,7 +138,7 @@ def test_gate_of_c_volution_follows_the_size_in_a_trace():
     with pytest.warns(), standard_operators():
         traced = torch.jit.trace(layer, torch.randn(1, 16, 8, 8, dtype=torch.float64))
         x = torch.randn(1, 16, 11, 7, dtype=torch.float64)
-        torch.testing.assert_close(traced(x), layer(x), rtol=1e-10, atol=1e-10)
+        assert_close(traced(x), layer(x), DOUBLE_LAYERS)
 
 
 @pytest.mark.parametrize('kind', FAMILIES)
@@ -150,7 +151,7 @@ def test_torch_export_is_of_aten_operators(kind):
         if node.op == 'call_function' and hasattr(node.target, 'namespace'):
             assert node.target.namespace == 'aten', node.target
     run = program.module() if hasattr(program, 'module') else program
-    torch.testing.assert_close(run(x)[0], model(x)[0], rtol=1e-4, atol=1e-4)
+    assert_close(run(x)[0], model(x)[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('config, arguments', [

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from common import ROOT, load_tool
+from tolerances import SINGLE_LAYERS, assert_close
 
 import mmcontext  # noqa: F401, lets torch.load read mmengine's checkpoints
 
@@ -122,7 +123,7 @@ def assert_same(a, b, path=''):
         for index in range(len(a)):
             assert_same(a[index], b[index], f'{path}[{index}]')
     elif isinstance(a, torch.Tensor):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=path)
+        assert_close(a, b, SINGLE_LAYERS, msg=path)
     else:
         assert a == b, path
 

@@ -128,6 +128,19 @@ def test_bad_files_are_told_apart(tmp_path):
         ckpt.load_checkpoint_file(str(tmp_path / 'none.pth'))
 
 
+def test_a_device_that_fails_is_not_the_files_fault(tmp_path):
+    def fail(storage, location):
+        raise RuntimeError('no such device')
+
+    path = tmp_path / 'whole.pth'
+    torch.save(training_state(), path)
+    with pytest.raises(RuntimeError, match='^no such device$'):
+        ckpt.load_checkpoint_file(str(path), map_location=fail)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match='truncated or damaged'):
+        ckpt.load_checkpoint_file(str(path), map_location=fail)
+
+
 def test_every_cut_of_an_old_file_is_told(tmp_path):
     torch.save({'weight': torch.arange(4.)}, tmp_path / 'old.pth',
                _use_new_zipfile_serialization=False)

@@ -1,5 +1,6 @@
 import pytest
 from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS
 
 from mmcontext.utils.data import check_dataset, explain, missing_data
 from mmcontext.utils.errors import DataError
@@ -22,17 +23,22 @@ def test_remote_data_is_not_looked_for():
                              data_prefix='train')) is None
 
 
-def test_only_faults_of_the_data_are_explained(tmp_path):
-    cfg = dict(type='CustomDataset', data_root=str(tmp_path), pipeline=[])
-    (tmp_path / 'image.png').touch()
-    assert explain(cfg, TypeError('unexpected keyword')) is None
-    empty = explain(cfg, ValueError('need at least one array to concatenate'))
-    assert 'CustomDataset found no samples' in str(empty)
-
-
 class Listed(BaseDataset):
     def load_data_list(self):
         return [dict(img_path=path) for path in self._metainfo['paths']]
+
+
+def test_only_faults_of_the_data_are_explained(tmp_path):
+    (tmp_path / 'image.png').touch()
+    cfg = dict(type=Listed, data_root=str(tmp_path), metainfo=dict(paths=[]), pipeline=[])
+    with pytest.raises(ValueError) as failure:
+        DATASETS.build(cfg)
+    wrapped = dict(type='RepeatDataset', times=2, dataset=cfg)
+    assert f'found no samples in {tmp_path}' in str(explain(wrapped, failure.value))
+    assert explain(cfg, TypeError('unexpected keyword')) is None
+    assert explain(cfg, RuntimeError('Found 0 files')) is None
+    cfg['metainfo'] = dict(paths=['image.png'])
+    assert explain(cfg, failure.value) is None
 
 
 def test_first_image_must_be_there(tmp_path):

@@ -36,7 +36,7 @@ model = dict(
         align_corners=True,
         loss_decode=dict(loss_weight=1.0, **loss_cfg)),
     auxiliary_head=dict(
-        type='mmcontext.FCNHead',
+        type='mmcontext.TorchInitFCNHead',
         in_channels=1024,
         in_index=2,
         channels=256,

@@ -12,5 +12,5 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=0.0001),
     paramwise_cfg=dict(norm_decay_mult=0.))
-custom_hooks = [dict(type='mmcontext.PreciseBNHook', num_iters=200)]
+custom_hooks = [dict(type='mmcontext.PreciseStatisticsHook', num_iters=200)]
 auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -37,7 +37,7 @@ def capture(module: nn.Module, forward: Callable, x: Tensor, warmup: int) -> Cal
     kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
     random_state = torch.cuda.get_rng_state(x.device)
     enabled = torch.is_autocast_enabled()
-    # Casts of weights belong into the graph: what autocast keeps is gone by the next step.
+    # Casts of weights belong in the graph: what autocast keeps is gone by the next step.
     with torch.autocast('cuda', torch.get_autocast_gpu_dtype(), enabled, cache_enabled=False):
         graphed = torch.cuda.make_graphed_callables(
             _Callable(module, forward), (x.detach().clone(), ), num_warmup_iters=warmup,
@@ -97,8 +97,8 @@ class CudaGraphHook(PartsHook):
     """Trains the backbone, or other parts of a model, by CUDA graphs.
 
     A graph needs fixed sizes: of the sizes of images that come, the first ``most_sizes`` get
-    one, and others run as they are. Losses equal those of eager training; what a module puts
-    out is overwritten in the next iteration. Checkpoints do not change.
+    one, and others run as they are. Losses equal those of eager training; the output
+    of a module is overwritten in the next iteration. Checkpoints do not change.
 
     Args:
         parts (Sequence[str]): Names of modules of one tensor each. Defaults to
@@ -118,7 +118,7 @@ class CudaGraphHook(PartsHook):
         self.most_sizes, self.warmup = most_sizes, warmup
 
     def before_train(self, runner) -> None:
-        """Put the graphs in the modules' way."""
+        """Let graphs stand in for the modules."""
         counts = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
         if counts != 1:
             raise ValueError(f'CudaGraphHook does not accumulate gradients, and the optim_wrapper '
@@ -127,6 +127,6 @@ class CudaGraphHook(PartsHook):
             module.forward = GraphedForward(module, self.most_sizes, self.warmup)
 
     def after_train(self, runner) -> None:
-        """Take them away."""
+        """Remove them."""
         for module in self.modules(runner):
             module.__dict__.pop('forward', None)

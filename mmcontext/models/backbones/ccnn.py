@@ -166,7 +166,7 @@ class CCNN(FreezableBackbone):
             follows the last block. Defaults to True.
         width_factors (Sequence[float], optional): Width of each block in units of ``channels``.
             Defaults to None: all 1.
-        pools (Sequence[int]): Blocks (from 0) behind which a max-pool follows. Defaults to ().
+        pools (Sequence[int]): Blocks (from 0) that a max-pool follows. Defaults to ().
         pool_size (int): Side and stride of those. Defaults to 2.
         drop_rate (float): Dropout in the blocks. Defaults to 0.
         input_drop_rate (float): Dropout of single input values. Defaults to 0.
@@ -178,7 +178,7 @@ class CCNN(FreezableBackbone):
         drop_path_rate (float): Stochastic depth at the last block; it grows linearly from 0.
             Defaults to 0.
         out_indices (int | Sequence[int], optional): Blocks (from 0) whose output is returned,
-            always the earliest first; the last norm stands behind the last block only. Defaults
+            always the earliest first; the last norm comes after the last block only. Defaults
             to None: the last.
         frozen_stages (int): The first convolution with its norm and that many blocks are kept
             fixed (parameters and statistics); 0 is the former alone, -1 (default) nothing.
@@ -272,7 +272,7 @@ class CCNN(FreezableBackbone):
 
         Returns:
             tuple[int, int]: Its layer and the number of layers: 0 is the first convolution with
-            its norm, then every block is one, and the last is what stands behind the blocks.
+            its norm, then every block is one, and the last is what follows the blocks.
         """
         layers = len(self.blocks) + 2
         parts = param_name[len(prefix):].split('.')

@@ -16,7 +16,7 @@ from mmcontext.layers.conv_norm import (
     FusedConvModule,
     add_to_output,
     conv_norm_act,
-    faster_by_pixel,
+    faster_channels_last,
     run_together,
 )
 from mmcontext.layers.max_pool import MaxPool2d
@@ -41,8 +41,8 @@ class ResidualBlock(BaseModule):
             to ``width`` channels; norm and activation follow unless it has its own.
         shortcut: Module of the shortcut, or None for the identity.
         reduce: Whether a 1x1 convolution stands before the spatial layer.
-        blur_stride: Stride of a blur pool behind the spatial layer; 1 for none.
-        norm_after_add: Whether the last norm stands behind the addition.
+        blur_stride: Stride of a blur pool after the spatial layer; 1 for none.
+        norm_after_add: Whether the last norm comes after the addition.
         zero_init: Whether the last norm starts at zero, so that the block is the shortcut.
         drop_path_rate: Probability to drop the residual branch of a sample.
         with_cp: Whether to recompute the block in backward.
@@ -54,7 +54,7 @@ class ResidualBlock(BaseModule):
                  shortcut: Optional[nn.Module], reduce: bool, blur_stride: int,
                  norm_after_add: bool, zero_init: bool, drop_path_rate: float, with_cp: bool,
                  norm_cfg: dict, act_cfg: dict) -> None:
-        # Behind the addition a zero norm would silence the shortcut too.
+        # After the addition a zero norm would silence the shortcut too.
         super().__init__(init_cfg=dict(type='Constant', val=0, override=dict(name='norm3'))
                          if zero_init and not norm_after_add else None)
         self.with_cp = with_cp
@@ -70,7 +70,7 @@ class ResidualBlock(BaseModule):
         self.blur = BlurPool2d(blur_stride) if blur_stride > 1 else nn.Identity()
         norm3 = build_norm(norm_cfg, out_channels)
         if norm_after_add:
-            # In front of the convolution, or mmcv's fuse_conv_bn folds the norm into that.
+            # Before the convolution, or mmcv's fuse_conv_bn folds the norm into that.
             self.norm3 = norm3
         self.expand = nn.Conv2d(width, out_channels, 1, bias=False)
         self.norm3 = norm3
@@ -79,7 +79,7 @@ class ResidualBlock(BaseModule):
         self.act = build_activation_layer(act_cfg)
 
     def _forward(self, x: Tensor) -> Tensor:
-        # (Not by attribute, for which a module looks everywhere: this runs in every block.)
+        # (Not by attribute, which a module searches all it holds for: this runs in every block.)
         modules = self._modules
         y = x
         for name in ('reduce', 'spatial', 'norm2', 'blur'):
@@ -337,7 +337,7 @@ class ContextResNet(FreezableBackbone):
 
         Returns:
             Its layer and the number of layers: 0 is the stem, then every block is one, and the
-            last is what stands behind the backbone.
+            last is what follows the backbone.
         """
         stages = [len(getattr(self, name)) for name in self.layer_names]
         layers = sum(stages) + 2
@@ -351,7 +351,7 @@ class ContextResNet(FreezableBackbone):
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Feature maps of the stages named by ``out_indices``."""
-        turned = (faster_by_pixel(x)
+        turned = (faster_channels_last(x)
                   and x.shape[0] * x.shape[2] * x.shape[3] >= self.channels_last_from)
         if turned:
             x = x.contiguous(memory_format=torch.channels_last)

@@ -7,7 +7,7 @@ class CoResNet(ContextResNet):
     """ResNet with contextual convolutions of 4, 3, 2 and 1 levels in its four stages.
 
     From "Contextual Convolutional Neural Networks", https://arxiv.org/abs/2108.07387. In the
-    last block of every stage the last norm stands behind the addition.
+    last block of every stage the last norm comes after the addition.
 
     Args: as :class:`ContextResNet`; ``depth`` is 50, 101 or 152.
     """

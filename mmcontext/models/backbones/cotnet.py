@@ -48,7 +48,7 @@ class SECoTNetD(CoTNet):
     From https://arxiv.org/abs/2107.12292. Stages 1 and 2 have split-attention convolutions,
     stage 3 alternates contextual transformer layers with them, stage 4 has only the former.
     The stem has no pool: the first stage has a stride. In depth 152 every stride is a blur
-    pool behind the spatial layer.
+    pool after the spatial layer.
 
     Args: as :class:`ContextResNet`; ``depth`` is 50, 101 or 152. ``layer_cfg`` goes to the
         contextual transformer layers.

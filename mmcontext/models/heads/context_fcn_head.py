@@ -28,7 +28,7 @@ class ContextFCNHead(BaseDecodeHead):
             or stands in this config.
         num_convs (int): Number of operator layers. Default: 2.
         concat_input (bool): Whether one more operator layer reads the input
-            beside the output of the others. Default: True.
+            along with the output of the others. Default: True.
         **kwargs: As in mmseg's BaseDecodeHead (``in_channels``, ``channels``
             and ``num_classes`` are required).
 

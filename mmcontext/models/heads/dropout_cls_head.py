@@ -10,7 +10,7 @@ from mmcontext.registry import MODELS
 # The second name is that of version 0.1.
 @MODELS.register_module(name=['DropoutClsHead', 'LinearClsHead'])
 class DropoutClsHead(LinearClsHead):
-    """mmpretrain's ``LinearClsHead`` with dropout in front of the linear layer.
+    """mmpretrain's ``LinearClsHead`` with dropout before the linear layer.
 
     The state dict has the keys of mmpretrain's head (``fc.weight``, ``fc.bias``), so
     checkpoints move freely between the two.
@@ -35,7 +35,7 @@ class DropoutClsHead(LinearClsHead):
         self.dropout = nn.Dropout(dropout)
 
     def pre_logits(self, feats: Tuple[Tensor, ...]) -> Tensor:
-        """Features in front of the linear layer, with dropout in training.
+        """Features before the linear layer, with dropout in training.
 
         Args:
             feats (tuple[Tensor]): Pooled features [B, C]; the last one is used.

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mmcontext.layers.conv_norm import FusedConvModule
 from mmcontext.models.context_module import ContextModule
-from mmcontext.models.heads.fcn_head import TorchInit
 from mmcontext.models.heads.seg_labels import stack_labels
+from mmcontext.models.heads.torch_init_fcn_head import TorchInit
 from mmcontext.ops.arguments import IntPair, per_axis
 from mmcontext.registry import MODELS
 

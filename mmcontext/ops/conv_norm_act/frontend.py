@@ -11,7 +11,7 @@ from mmcontext.ops.conv_norm_act.arguments import ACTIVATIONS, Convolution, Norm
 from mmcontext.ops.conv_norm_act.operator import run_compiled
 from mmcontext.ops.conv_norm_act.reference import compose
 from mmcontext.ops.local_aggregation.operators import is_autocast
-from mmcontext.ops.tracing import is_compiling, is_observed, is_transformed
+from mmcontext.ops.tracing import eager_refusal
 
 METHOD_VARIABLE = 'MMCONTEXT_CONV_NORM_ACT'
 # 'own' and 'library' say whose convolution the compiled operator takes.
@@ -25,15 +25,12 @@ def refusal(x: Tensor) -> Optional[str]:
     if torch.is_grad_enabled():
         return 'gradients may be wanted, and it has none'
     # Before a size is asked for, which would be recorded too.
-    if is_compiling() or torch.jit.is_tracing():
-        return 'a graph is being recorded'
+    reason = eager_refusal()
+    if reason is not None:
+        return reason
     if x.dtype is not torch.float32 or not x.is_cpu or x.dim() != 4:
         return (f'it serves float32 maps [B, C, H, W] on the CPU, x is {x.dtype} '
                 f'{tuple(x.shape)} on {x.device}')
-    if is_transformed():
-        return 'a transform of torch.func or forward-mode differentiation is under way'
-    if is_observed():
-        return 'a TorchDispatchMode looks on, which may know standard operators only'
     if is_autocast('cpu'):
         return 'autocast wants the convolution in another dtype'
     return native_library.UNAVAILABLE
@@ -68,7 +65,7 @@ def conv_norm_act(x: Tensor, conv: Optional[Convolution] = None, norm: Optional[
         conv: The convolution; None for none.
         norm: :class:`BatchNorm` or :class:`GroupNorm`; None for none.
         activation: 'none', 'relu' or 'silu'.
-        residual: What is added in front of the activation, in the shape of the output or one
+        residual: What is added before the activation, in the shape of the output or one
             that is broadcast to it; None for nothing.
         method: 'auto': the compiled operator in one pass or two where it can serve, see
             :func:`explain_conv_norm_act`, and else standard functions; 'own': the compiled

@@ -11,6 +11,7 @@
 #include "cuda/batch_norm.cuh"
 #include "gpu.h"
 #include "gpu_maps.h"
+#include "layout.h"
 #include "local_aggregation.h"
 #include "work.h"
 
@@ -154,7 +155,7 @@ std::tuple<Tensor, Tensor> run_forward(const Tensor& x, const Tensor& residual, 
 
 struct Gradients { Tensor x, residual, weight, bias; };
 
-// `y` is read where something was added in front of an activation, `saved` with statistics of
+// `y` is read where something was added before an activation, `saved` with statistics of
 // the batch.
 Gradients run_backward(const Tensor& grad, const Tensor& x, const Tensor& y, const Tensor& saved,
                        const Norm& norm, bool residual, int activation, bool want_x,
@@ -287,7 +288,7 @@ std::string refusal(const Tensor& x, const Tensor& residual,
   if (residual.defined() &&
       (activation == 2 || residual.sizes() != x.sizes() || residual.device() != x.device() ||
        residual.scalar_type() != x.scalar_type() ||
-       !residual.is_contiguous(at::MemoryFormat::ChannelsLast))) {
+       !lies_by_pixel(residual))) {
     return "what is added is not as x, or a SiLU follows";
   }
   for (const Tensor* vector : vectors) {

@@ -9,6 +9,7 @@
 
 #include "channel_gate.h"
 #include "gpu_maps.h"
+#include "layout.h"
 
 namespace mmcontext {
 namespace {
@@ -38,7 +39,7 @@ Tensor same(const Tensor& t) {
 }
 
 // Means of maps, and the maps themselves: what comes back as the gradient of those is that of
-// the gated result where Gated found this node behind its operands, so that one pass makes the
+// the gated result where Gated found that this node made its operands, so that one pass makes the
 // gradients of the maps by both ways. With a gradient of gradients asked for it is their own, and
 // Gated computes with the maps that this node has kept.
 struct Means : torch::autograd::Function<Means> {
@@ -110,7 +111,7 @@ struct Gated : torch::autograd::Function<Gated> {
     Tensor of_logits;
     Maps of;
     if (at::GradMode::is_enabled()) {
-      // (Hooks on saved tensors may have left no graph behind them.)
+      // (Hooks on saved tensors may have left no graph.)
       if (MeansNode* const node = joined ? means_behind(maps) : nullptr) {
         const variable_list before = node->ctx_.get_saved_variables();
         maps = {before[0], before[1]};
@@ -142,7 +143,7 @@ std::string refusal(const Tensor& x, const OptionalTensor& other, bool on_host) 
   if (!reason.empty()) return reason;
   if (other && (other->sizes() != x.sizes() || other->device() != x.device() ||
                 other->scalar_type() != x.scalar_type() ||
-                !other->is_contiguous(at::MemoryFormat::ChannelsLast))) {
+                !lies_by_pixel(*other))) {
     return "the other map is not as x";
   }
   return x.size(0) > 65535 ? "there are more than 65535 images" : "";

@@ -7,6 +7,7 @@
 #include "conv_norm_act.h"
 #include "huge_pages.h"
 #include "instruction_sets.h"
+#include "layout.h"
 #include "scratch.h"
 #include "work.h"
 
@@ -87,9 +88,9 @@ std::vector<int64_t> conv_size(const Tensor& x, const ConvArguments& conv) {
 
 std::string conv_refusal(const Tensor& x, const ConvArguments& conv) {
   const Tensor& weight = conv.weight;
-  if (!by_pixel(x)) return "x is not channels-last";
+  if (!lies_by_pixel(x)) return "x is not channels-last";
   if (weight.scalar_type() != at::kFloat) return "weight is not float32";
-  if (!weight.is_contiguous() && !by_pixel(weight)) return "weight has gaps";
+  if (!weight.is_contiguous() && !lies_by_pixel(weight)) return "weight has gaps";
   return "";
 }
 

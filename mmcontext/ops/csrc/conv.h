@@ -22,8 +22,8 @@ struct Convolution {
   int64_t ranges, parts;               // the pixels, cut in ranges, and each of these in parts
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int64_t units;                       // range by range, block by block, part by part
-  Buffer panel;                        // float [taps, depth, outputs of a block]
-  Buffer table;                        // pointers [taps, kConvPixels]
+  Buffer panel;                        // packed weights, float [taps, depth, outputs of a block]
+  Buffer table;                        // pointers [taps, kConvPixels]: the indirection buffer
 };
 
 }  // namespace mmcontext

@@ -5,6 +5,8 @@
 #include <c10/core/GradMode.h>
 #include <torch/library.h>
 
+#include "layout.h"
+
 namespace mmcontext {
 namespace {
 
@@ -16,10 +18,6 @@ Activation activation_of(string_view name) {
   if (name == "relu") return Activation::kReLU;
   TORCH_CHECK_VALUE(name == "silu", "activation must be none, relu or silu, got ", name);
   return Activation::kSiLU;
-}
-
-at::MemoryFormat layout_of(const Tensor& x) {
-  return by_pixel(x) ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
 // Whether a residual, if there is one, can be added where its map is written.
@@ -68,7 +66,7 @@ Tensor activated(const Tensor& x, Activation activation) {
 // fresh: nobody else reads x.
 Tensor norm_act(Tensor x, bool fresh, const Norm& norm, const MaybeTensor& residual,
                 Activation activation) {
-  if (!by_pixel(x) && !x.is_contiguous()) x = x.contiguous(), fresh = true;
+  if (!lies_by_pixel(x) && !x.is_contiguous()) x = x.contiguous(), fresh = true;
   if (!fits(residual, x.sizes(), layout_of(x))) {
     const Tensor y = norm_act(std::move(x), fresh, norm, c10::nullopt, Activation::kNone);
     return activated(y + *residual, activation);
@@ -100,14 +98,16 @@ Tensor conv_norm_act(const Tensor& x, const MaybeTensor& weight, const MaybeTens
   if (!takes_own_convolution(x, conv, method)) {
     return norm_act(library_convolution(x, conv), true, norm, residual, act);
   }
+  const at::MemoryFormat layout = layout_of(x);
   if (norm_groups == 0 && fits(residual, size, at::MemoryFormat::ChannelsLast)) {
-    return convolve(x, conv, norm, residual, act);
+    return convolve(x, conv, norm, residual, act).contiguous(layout);
   }
   const MaybeTensor none;
   const Norm of_batch{mean, variance, norm_weight, norm_bias, eps, 0};
   const Norm nothing{none, none, none, none, 0., 0};
   Tensor y = convolve(x, conv, norm_groups ? nothing : of_batch, none, Activation::kNone);
-  return norm_act(std::move(y), true, norm_groups ? norm : nothing, residual, act);
+  return norm_act(std::move(y), true, norm_groups ? norm : nothing, residual, act)
+      .contiguous(layout);
 }
 
 // Without this one the operator would serve as if its derivative were nothing.

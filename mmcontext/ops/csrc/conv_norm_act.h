@@ -13,9 +13,6 @@ namespace mmcontext {
 
 using MaybeTensor = c10::optional<at::Tensor>;
 
-// Channels-last wins where a tensor is both: its rows are longer.
-bool by_pixel(const at::Tensor& x);
-
 // Null where there is none.
 const float* per_channel(const MaybeTensor& t, int64_t channels, const char* name);
 

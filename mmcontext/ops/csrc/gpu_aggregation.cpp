@@ -13,8 +13,8 @@
 namespace mmcontext {
 namespace {
 
-// Has the kernels of a new forward pass' gradients compiled behind it: the backward pass will
-// ask for them next, laid out as the operands are.
+// Has the kernels of a new forward pass' gradients compiled in the background: the backward pass
+// will ask for them next, laid out as the operands are.
 void expect_gradients(int64_t device, const CudaProblem& forward) {
   CudaProblem of_x = forward, of_w = forward;
   of_x.task = Task::kGradInput;

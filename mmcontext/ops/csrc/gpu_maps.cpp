@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "gpu.h"
+#include "layout.h"
 #include "local_aggregation.h"
 
 namespace mmcontext {
@@ -49,7 +50,7 @@ std::string map_refusal(const Tensor& x, bool on_host) {
     return std::string("they serve maps [B, C, H, W] in float32, bfloat16 or float16, x is ") +
            c10::toString(x.scalar_type());
   }
-  if (x.numel() == 0 || !x.is_contiguous(at::MemoryFormat::ChannelsLast)) {
+  if (x.numel() == 0 || !lies_by_pixel(x)) {
     return "they serve channels-last maps";
   }
   if (x.size(1) * x.element_size() % 16) {

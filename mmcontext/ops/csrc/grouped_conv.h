@@ -25,7 +25,7 @@ void run_grouped_map(GroupedTask task, const at::Tensor& source, const at::Tenso
 at::Tensor grouped_grad_weight(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& w,
                                const GroupedCall& call);
 
-// Has the kernels of a new forward pass' gradients compiled behind it.
+// Has the kernels of a new forward pass' gradients compiled in the background.
 void expect_grouped_gradients(const at::Tensor& x, const at::Tensor& w, bool bias,
                               const GroupedCall& call);
 

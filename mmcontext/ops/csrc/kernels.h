@@ -18,7 +18,7 @@ template <class Plan> using Kernel = void(const Plan& plan, int64_t begin, int64
 struct Kernels {
   const char* name;
   int64_t vector_bytes;
-  int64_t wide_channels;               // pixel-major block kernels: channels per step
+  int64_t wide_channels;               // PixelBlock: channels per step
   int64_t conv_outputs;                // outputs of a convolution taken at a time at most
   Kernel<PlanarSum>* planar_sum;
   Kernel<PlanarGradWeight>* planar_grad_weight;

@@ -9,13 +9,12 @@
 
 #include "conv_norm_act.h"
 #include "instruction_sets.h"
+#include "layout.h"
 #include "work.h"
 
 namespace mmcontext {
 
 using at::Tensor;
-
-bool by_pixel(const Tensor& x) { return x.is_contiguous(at::MemoryFormat::ChannelsLast); }
 
 const float* per_channel(const MaybeTensor& t, int64_t channels, const char* name) {
   if (!t) return nullptr;
@@ -53,7 +52,7 @@ int64_t grain(int64_t length) {
 // The widest set whose vectors fill the rows of a channels-last tensor, if there is one.
 const Kernels& kernels_for(const Tensor& x) {
   const std::vector<const Kernels*> sets = allowed_kernels();
-  if (by_pixel(x)) {
+  if (lies_by_pixel(x)) {
     for (const Kernels* set : sets) {
       if (x.size(1) % (set->vector_bytes / int64_t(sizeof(float))) == 0) return *set;
     }
@@ -69,7 +68,7 @@ std::vector<double> group_sums(const Tensor& x, int64_t groups, const std::vecto
   const float* data = x.const_data_ptr<float>();
   const Kernels& set = kernels_for(x);
   std::vector<double> sums(batch * groups);
-  if (!by_pixel(x)) {
+  if (!lies_by_pixel(x)) {
     const int64_t length = shared * plane;
     at::parallel_for(0, batch * groups, grain(length), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
@@ -100,7 +99,7 @@ std::vector<double> group_sums(const Tensor& x, int64_t groups, const std::vecto
 
 // Whether a map is one that the kernels read, without gaps.
 bool is_map(const Tensor& x) {
-  return x.dim() == 4 && x.scalar_type() == at::kFloat && (x.is_contiguous() || by_pixel(x));
+  return x.dim() == 4 && x.scalar_type() == at::kFloat && (x.is_contiguous() || lies_by_pixel(x));
 }
 
 Tensor channel_means(at::TensorList maps) {
@@ -150,7 +149,7 @@ void scale_and_add(const Tensor& x, const ScaleAndShift& by, const MaybeTensor& 
                    Activation activation, const Tensor& out) {
   Affine plan{};
   plan.activation = activation;
-  plan.by_pixel = by_pixel(x);
+  plan.by_pixel = lies_by_pixel(x);  // Its rows are the longer ones where both hold.
   plan.source = x.const_data_ptr<float>();
   plan.residual = residual ? residual->const_data_ptr<float>() : nullptr;
   plan.scale = by.scale.data();

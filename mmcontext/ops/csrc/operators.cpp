@@ -11,6 +11,7 @@
 #include "autocast.h"
 #include "gpu.h"
 #include "huge_pages.h"
+#include "layout.h"
 #include "local_aggregation.h"
 #include "work.h"
 
@@ -98,15 +99,9 @@ void check_sizes(const Sizes& s, const Geometry& g, const Tensor& map, const Ten
   }
 }
 
-bool pixel_major(const Tensor& feature) {
-  return !feature.is_contiguous() && feature.is_contiguous(at::MemoryFormat::ChannelsLast);
-}
-
 Tensor empty_feature(const Tensor& like, int64_t channels, int64_t height, int64_t width) {
-  const auto layout = pixel_major(like) ? at::MemoryFormat::ChannelsLast
-                                        : at::MemoryFormat::Contiguous;
   Tensor fresh = at::empty({like.size(0), channels, height, width},
-                           like.options().memory_format(layout));
+                           like.options().memory_format(layout_of(like)));
   return like.is_cpu() ? on_huge_pages(std::move(fresh)) : fresh;
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "gpu_maps.h"
+#include "layout.h"
 #include "local_aggregation.h"
 
 namespace mmcontext {
@@ -29,7 +30,7 @@ Tensor map_of(const Tensor& pixels, const Tensor& like) {
 }
 
 // The part of [2, Co, C] that one group of the weight fills; its channels of the two maps
-// alternate, those of a single group stand one map behind the other.
+// alternate, those of a single group stand one map after the other.
 Tensor block(const Tensor& matrices, int64_t group, int64_t groups) {
   const int64_t outputs = matrices.size(1) / groups, inputs = matrices.size(2) / groups;
   return matrices.narrow(1, group * outputs, outputs).narrow(2, group * inputs, inputs);
@@ -111,7 +112,7 @@ std::string refusal(const Tensor& x, const Tensor& other, bool on_host) {
   std::string reason = map_refusal(x, on_host);
   if (reason.empty() && (other.sizes() != x.sizes() || other.device() != x.device() ||
                          other.scalar_type() != x.scalar_type() ||
-                         !other.is_contiguous(at::MemoryFormat::ChannelsLast))) {
+                         !lies_by_pixel(other))) {
     return "the other map is not as x";
   }
   if (reason.empty() && x.scalar_type() == at::kFloat && !on_host) {

@@ -29,14 +29,14 @@ struct PixelInterleaved : PixelPlan {
   int64_t turned_rows;                 // of kernels that a strip uses
   Buffer turned;                       // float [turned_rows, columns, taps, groups]
   Buffer widened;                      // float [groups, taps]: of one pixel
-  Buffer sources;                      // PixelTap [taps]
+  Buffer sources;                      // PixelTap [taps]: the indirection buffer
 };
 
 // The same, gradient of the kernels.
 struct PixelInterleavedGradWeight : PixelPlan {
   Buffer sums;                         // float [taps, lanes]
   Buffer widened;                      // float [lanes, taps]
-  Buffer sources;                      // pointers [taps]
+  Buffer sources;                      // pointers [taps]: the indirection buffer
   Buffer zeros;                        // [channels]: what lies beyond the border
 };
 

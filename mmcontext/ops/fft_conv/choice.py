@@ -17,6 +17,7 @@ from mmcontext.ops.arguments import remembered
 from mmcontext.ops.choice import Explanation, explanation, requested
 from mmcontext.ops.fft_conv.functional import direct_conv_impl, fft_conv_impl
 from mmcontext.ops.fft_conv.geometry import ConvGeometry, IntOrTuple, Padding, conv_geometry
+from mmcontext.ops.layout import is_channels_last
 from mmcontext.ops.tracing import in_torch_func, is_capturing, is_compiling, is_recording
 
 METHOD_VARIABLE = 'MMCONTEXT_CONV_METHOD'
@@ -110,7 +111,7 @@ def _bucket(x: Tensor, weight: Tensor, geometry: ConvGeometry) -> tuple:
     grad = torch.is_grad_enabled()
     return (str(x.device), x.dtype, weight.dtype, torch.get_num_threads(),
             grad and x.requires_grad, grad and weight.requires_grad,
-            x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last),
+            x.dim() == 4 and is_channels_last(x),
             round(4 * math.log2(max(x.shape[0], 1))), x.shape[1], weight.shape[0],
             geometry.groups, tuple(round(4 * math.log2(n)) for n in geometry.size),
             tuple(_side_bucket(k) for k in geometry.kernel), geometry.stride, geometry.dilation,

@@ -130,8 +130,8 @@ def direct_conv_impl(x: Tensor, weight: Tensor, bias: Optional[Tensor],
     else:
         padding = 0
         x = F.pad(x, [n for pair in reversed(geometry.padding) for n in pair])
-    # oneDNN, on processors with float16 arithmetic, does not come to an end of generating the code
-    # of a depth-wise kernel with many taps (torch 2.11).
+    # oneDNN, on processors with float16 arithmetic, never finishes generating the code of a
+    # depth-wise kernel with many taps (torch 2.11).
     dtype = torch.float32 if x.dtype == torch.float16 and x.device.type == 'cpu' else x.dtype
     bias = None if bias is None else bias.to(dtype)
     return _CONV[geometry.dim](x.to(dtype), weight.to(dtype), bias, geometry.stride, padding,

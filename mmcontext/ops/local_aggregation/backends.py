@@ -8,6 +8,7 @@ from torch import Tensor
 from mmcontext.ops import native_library
 from mmcontext.ops.arguments import output_size
 from mmcontext.ops.choice import AUTO, cannot_serve, check_way, requested
+from mmcontext.ops.layout import layout_of
 
 BACKEND_VARIABLE = 'MMCONTEXT_BACKEND'
 
@@ -112,22 +113,16 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def is_channels_last(x: Tensor) -> bool:
-    """Whether a 4-D tensor lies pixel by pixel (and not plane by plane) in memory."""
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-
-
 def empty_feature(like: Tensor, channels: int, height: int, width: int,
                   dtype: Optional[torch.dtype] = None) -> Tensor:
-    """Uninitialised [B, channels, height, width] in the memory format of ``like`` [B, ., ., .]."""
-    layout = torch.channels_last if is_channels_last(like) else torch.contiguous_format
+    """Uninitialised [B, channels, height, width] in the layout of ``like`` [B, ., ., .]."""
     return torch.empty((like.shape[0], channels, height, width), dtype=dtype or like.dtype,
-                       device=like.device, memory_format=layout)
+                       device=like.device, memory_format=layout_of(like))
 
 
 def empty_kernels(like: Tensor, groups: int, taps: int, height: int, width: int,
                   dtype: Optional[torch.dtype] = None) -> Tensor:
-    """Uninitialised [B, groups, taps, height, width], pixel-major where ``like`` is.
+    """Uninitialised [B, groups, taps, height, width], channels-last where ``like`` is.
 
     Not on NVIDIA GPUs: the CUDA kernels read and write kernels by rows.
     """

@@ -1,10 +1,9 @@
 """Kernels of channels-last networks, laid out as the CUDA kernels read them."""
-import os
-
 import torch
 from torch import Tensor
 
-from mmcontext.ops.local_aggregation.backends import is_channels_last
+from mmcontext.ops.choice import AUTO, requested
+from mmcontext.ops.layout import is_channels_last
 from mmcontext.ops.native_library import UNAVAILABLE
 from mmcontext.ops.tracing import eager_refusal, is_recording, is_symbolic
 
@@ -17,11 +16,15 @@ def wants_rows(r: Tensor) -> bool:
     """Whether kernels made from ``r`` [B, Cr, H, W] are better made by :func:`span_by_rows`.
 
     A 1x1 convolution of a channels-last map writes all taps of a pixel together, which the CUDA
-    kernels have to take apart element by element. ``MMCONTEXT_KERNELS_BY_ROWS=0`` keeps the
+    kernels have to take apart element by element. ``MMCONTEXT_KERNELS_BY_ROWS=torch`` keeps the
     convolution.
+
+    Raises:
+        ValueError: The variable is neither 'auto' nor 'torch'.
     """
     return (not is_symbolic(r) and r.is_cuda and torch.version.hip is None and not is_recording()
-            and is_channels_last(r) and os.environ.get(ROWS_VARIABLE, '1') != '0')
+            and is_channels_last(r)
+            and requested('method', None, ROWS_VARIABLE, ('torch', )).way == AUTO)
 
 
 def span_by_rows(r: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
-"""The kernels of an involution, made of reduced features a part at a time."""
+"""The kernels of an involution, made from reduced features, one part at a time."""
 from typing import Iterator, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcontext.ops.local_aggregation.backends import Geometry, is_channels_last
+from mmcontext.ops.layout import is_channels_last
+from mmcontext.ops.local_aggregation.backends import Geometry
 
 # Bytes of kernels made at a time: about what the last-level cache of one or two cores holds,
 # and enough work for every multiprocessor of a GPU.

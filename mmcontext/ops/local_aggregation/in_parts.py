@@ -15,7 +15,7 @@ def aggregate_in_parts(x: Tensor, w: Tensor, parts: int, kernel_size: IntPair,
                        stride: IntPair = 1, padding: IntPair = 0, dilation: IntPair = 1,
                        share: str = 'block', backend: Optional[str] = None) -> Tensor:
     """:func:`local_aggregation` of each of ``parts`` equal parts of the channels of ``x`` and of
-    the groups of ``w``; the results, one behind the other.
+    the groups of ``w``; the results, one after the other.
 
     The CUDA kernels read and write the parts of a channels-last map where they lie. Elsewhere
     the maps are taken apart and the results put together.

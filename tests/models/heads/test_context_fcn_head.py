@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.structures import PixelData
+from tolerances import DOUBLE_LAYERS, assert_close
 
 pytest.importorskip('mmseg')
 from mmseg.structures import SegDataSample  # noqa: E402
@@ -55,7 +56,7 @@ def test_forward_is_the_definition():
         return F.relu(F.conv2d(x, modules[1].conv.weight, padding=1))
     feats = layer(torch.cat([x, layer(x, first)], 1), last)
     expected = F.conv2d(feats, head.conv_seg.weight, head.conv_seg.bias)
-    torch.testing.assert_close(head([x]), expected, rtol=1e-10, atol=1e-12)
+    assert_close(head([x]), expected, DOUBLE_LAYERS)
 
 
 def test_no_convs_classifies_the_input():

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from common import CONTEXT_OPERATORS
+from tolerances import SAME, assert_close
 from torch import nn
 
 pytest.importorskip('mmdet')
@@ -95,7 +96,7 @@ def test_every_mask_operator_is_followed_by_relu():
     for module in head.convs:
         y = module.conv(y).relu()
     expected = head.conv_logits(head.upsample(y).relu())
-    torch.testing.assert_close(head(x), expected, rtol=0, atol=0)
+    assert_close(head(x), expected, SAME)
 
 
 def test_rpn_initialises_its_predictors_and_leaves_the_operator():

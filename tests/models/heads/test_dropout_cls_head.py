@@ -1,6 +1,7 @@
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+from tolerances import assert_close
 
 from mmcontext.layers import SplitAttention2d, SplitAttentionConv2d
 from mmcontext.registry import MODELS
@@ -32,17 +33,17 @@ def test_dropout_acts_in_training_only():
     head = build(dropout=0.25)
     x = torch.ones(50, 400)
     head.eval()
-    torch.testing.assert_close(head((x, )), head.fc(x))
+    assert_close(head((x, )), head.fc(x))
     head.train()
     dropped = head.pre_logits((torch.zeros(1), x))
-    torch.testing.assert_close(dropped.unique(), torch.tensor([0., 1 / 0.75]))
+    assert_close(dropped.unique(), torch.tensor([0., 1 / 0.75]))
     assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
 
 
 def test_without_dropout_it_is_mmpretrains_head():
     head = build()
     x = torch.randn(2, 400)
-    torch.testing.assert_close(head((x, )), head.fc(x))
+    assert_close(head((x, )), head.fc(x))
 
 
 @pytest.mark.parametrize('dropout', [-0.1, 1.])

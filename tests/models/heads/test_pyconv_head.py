@@ -4,6 +4,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from mmengine.structures import PixelData
+from tolerances import DOUBLE_LAYERS, assert_close
 
 pytest.importorskip('mmseg')
 from mmseg.structures import SegDataSample  # noqa: E402
@@ -76,7 +77,7 @@ def test_forward_is_the_definition(size, training):
     head = build().train(training)
     x = torch.randn(2, 256, *size, dtype=torch.float64)
     expected = reference(head, x)
-    torch.testing.assert_close(head([x]), expected, rtol=1e-10, atol=1e-12)
+    assert_close(head([x]), expected, DOUBLE_LAYERS)
 
 
 def test_upsampled_logits_meet_the_grid_of_the_authors_sizes():
@@ -87,10 +88,10 @@ def test_upsampled_logits_meet_the_grid_of_the_authors_sizes():
         coarse = head([x])
         fine = head.predict([x], [dict(img_shape=(41, 33))], {})
         other = head.predict([x], [dict(img_shape=(44, 37))], {})
-    torch.testing.assert_close(fine[..., ::8, ::8], coarse, rtol=1e-10, atol=1e-12)
+    assert_close(fine[..., ::8, ::8], coarse, DOUBLE_LAYERS)
     assert other.shape == (1, 5, 44, 37)
-    torch.testing.assert_close(other[..., [0, 0, -1, -1], [0, -1, 0, -1]],
-                               coarse[..., [0, 0, -1, -1], [0, -1, 0, -1]])
+    assert_close(other[..., [0, 0, -1, -1], [0, -1, 0, -1]],
+                 coarse[..., [0, 0, -1, -1], [0, -1, 0, -1]])
 
 
 def test_single_cell_feature_map():
@@ -135,7 +136,7 @@ def test_loss_ignores_and_is_never_nan(avg_non_ignore):
     expected = F.cross_entropy(scores, labels[:, 0], ignore_index=255)
     if not avg_non_ignore:
         expected = expected * 11 / 17
-    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+    assert_close(loss, expected, rtol=1e-9, atol=0)
 
     nothing = head.loss_by_feat(logits, [sample(v) for v in torch.full_like(labels, 255)])
     assert nothing['loss_ce'] == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tolerances import assert_close
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cases import BF16, DOUBLE, FLOAT, HALF, Case, gradient_like, make, tolerance  # noqa: E402
@@ -72,8 +73,8 @@ def check(emulator: Emulator, case: Case, data: dict) -> dict:
     emulator.compile(launch for some in launches.values() for launch in some)
     for name, (_, source, kernel, target, *_) in asked.items():
         emulator.run(launches[name], [source, kernel], [target])
-        torch.testing.assert_close(target.double(), data[name], **tolerance(case, data[name]),
-                                   msg=lambda text, name=name: f'{name} of {case}: {text}')
+        assert_close(target.double(), data[name], **tolerance(case, data[name]),
+                     msg=lambda text, name=name: f'{name} of {case}: {text}')
     return launches
 
 

@@ -21,7 +21,7 @@ from mmcontext.ops.local_aggregation.by_rows import ROWS_VARIABLE
 
 _OFF = {batch_norm_act.METHOD_VARIABLE: 'torch', grouped_conv.METHOD_VARIABLE: 'grouped',
         avg_pool.METHOD_VARIABLE: 'torch', channel_gate.METHOD_VARIABLE: 'torch',
-        pair_conv.METHOD_VARIABLE: 'torch', BACKEND_VARIABLE: 'torch', ROWS_VARIABLE: '0'}
+        pair_conv.METHOD_VARIABLE: 'torch', BACKEND_VARIABLE: 'torch', ROWS_VARIABLE: 'torch'}
 _DTYPES = ('float32', 'bfloat16')
 # An untrained network in training amplifies every rounding; by how much, torch's own distance
 # from float64 tells.

@@ -18,7 +18,7 @@ _TOLERANCE = {'float32': 1e-5, 'bfloat16': 2e-2, 'float16': 3e-3}
 # [batch, channels, height, width]
 _CHECKED = ((2, 16, 5, 7), (3, 48, 13, 9), (2, 528, 9, 8), (64, 64, 56, 56), (64, 512, 7, 7))
 _TIMED = ((64, 64, 56, 56), (64, 128, 28, 28), (64, 256, 14, 14), (64, 512, 7, 7))
-# What float32 products are rounded to on a GPU is cuBLAS's affair: half precision alone.
+# What float32 products are rounded to on a GPU is up to cuBLAS: half precision alone.
 _IN_HALVES = ('pair_conv', 'pair_conv, 2 groups')
 
 

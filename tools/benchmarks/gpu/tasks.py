@@ -12,8 +12,8 @@ class Task(NamedTuple):
         limit: Seconds after which it is ended; what it has found until then is kept.
         least: Seconds that must be left for it to be worth starting.
         needs: Packages without which it cannot run.
-        tool: Program in front of the interpreter, with its options.
-        resumes: Whether a run that was cut off goes on behind its last row.
+        tool: Program that starts the interpreter, with its options.
+        resumes: Whether a run that was cut off goes on after its last row.
     """
     name: str
     part: str

@@ -116,7 +116,7 @@ class Device:
         return (torch.cuda.max_memory_allocated() - before) / (1 << 20)
 
     def side_stream(self) -> ContextManager:
-        """A new stream behind the current one, which waits for it at the end."""
+        """A new stream that follows the current one, which waits for it at the end."""
         return _side_stream() if self.on_gpu else contextlib.nullcontext()
 
     def capture(self, step: Callable[[], object]) -> Callable[[], None]:

@@ -1,10 +1,10 @@
-// Batch norm, what is added to it, and the activation behind it, over pixels of contiguous
+// Batch norm, what is added to it, and the activation after it, over pixels of contiguous
 // channels. Options:
 //   PASS           0 sums of the batch, 1 statistics from them, 2 result,
 //                  3 sums of the gradient, 4 gradients of weight and bias, 5 gradient of x
 //   STORAGE        StorageOf; 0, 2 or 3
 //   ACTIVATION     0 none, 1 relu, 2 silu
-//   RESIDUAL       1 where something is added in front of the activation
+//   RESIDUAL       1 where something is added before the activation
 //   BATCH          1: statistics of the batch, 0: given ones
 //   SUMS           1 where pass 3 has been there before pass 5
 //   THREADS        of a block; BLOCKS of them share a multiprocessor
@@ -76,7 +76,7 @@ DEVICE float activate(float z) {
 // Which maps tell where the activation was open: y where something was added, else x.
 constexpr bool kReadsY = ACTIVATION != 0 && RESIDUAL, kReadsX = ACTIVATION != 0 && !RESIDUAL;
 
-// The gradient in front of the activation.
+// The gradient before the activation.
 DEVICE float before_activation(float grad, float x, float y, float scale, float shift) {
 #if ACTIVATION == 1
   return (RESIDUAL ? y : x * scale + shift) <= 0.f ? 0.f : grad;
@@ -222,7 +222,7 @@ DEVICE void make_result(const BatchNormParameters& p) {
   }
 }
 
-// Also writes the gradient in front of the activation, which is that of what was added.
+// Also writes the gradient before the activation, which is that of what was added.
 DEVICE void sum_gradient(const BatchNormParameters& p) {
   const Place at = place(p);
   Values sum = {}, product = {};
@@ -282,7 +282,7 @@ DEVICE void finish_gradient(const BatchNormParameters& p) {
 DEVICE void make_gradient(const BatchNormParameters& p) {
   const Place at = place(p);
   if (!at.used) return;
-  // Where pass 3 was there it has left the gradient in front of the activation, if anywhere.
+  // Where pass 3 ran, it has left the gradient before the activation, if anything has.
   constexpr bool kDone = SUMS && kReadsY;
   constexpr bool kWithX = BATCH || (kReadsX && !kDone);
   const Norm norm = norm_of(p, at.channel);

@@ -30,7 +30,7 @@ using T = StorageOf<STORAGE>::type;
 
 constexpr int kSource = SOURCE_CHANNELS, kTarget = TARGET_CHANNELS;
 constexpr int kPad = KERNEL / 2;
-// Source rows in front of those that a run begins with.
+// Source rows before those that a run begins with.
 constexpr int kMargin = TRANSPOSED ? kPad / STRIDE : kPad;
 
 // The tap between a source row and a target row, counted from the first of a window and a run.

@@ -60,8 +60,9 @@ def update_bn_stats(model: nn.Module, batches: Iterable) -> int:
     return len(norms)
 
 
-@HOOKS.register_module()
-class PreciseBNHook(Hook):
+# mmpretrain has a hook of the second name, which serves classifiers trained by epochs.
+@HOOKS.register_module(name=['PreciseStatisticsHook', 'PreciseBNHook'])
+class PreciseStatisticsHook(Hook):
     """Recomputes the statistics of batch norms before every validation and at the end.
 
     From "Rethinking Batch in BatchNorm", https://arxiv.org/abs/2105.07576, as detectron2 does it:

@@ -3,9 +3,10 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from tolerances import assert_close
 from torch import nn
 
-from mmcontext.engine.hooks import PreciseBNHook, update_bn_stats
+from mmcontext.engine.hooks import PreciseStatisticsHook, update_bn_stats
 
 DATA = torch.randn(24, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -42,8 +43,8 @@ def test_statistics_are_the_average_of_the_batches():
     net = Net().double().train()
     update_bn_stats(net, [dict(inputs=b) for b in DATA.split(6)])
     mean, var = batch_statistics(net, DATA.split(6))
-    torch.testing.assert_close(net.norm.running_mean, mean, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(net.norm.running_var, var, rtol=1e-12, atol=1e-14)
+    assert_close(net.norm.running_mean, mean, rtol=1e-12, atol=1e-14)
+    assert_close(net.norm.running_var, var, rtol=1e-12, atol=1e-14)
     assert net.norm.momentum == 0.1
     assert not net.fixed.running_mean.any() and (net.fixed.running_var == 1).all()
 
@@ -53,7 +54,7 @@ def test_no_batch_and_no_norm():
         update_bn_stats(Net().train(), [])
     assert update_bn_stats(Net().eval(), []) == 0
     with pytest.raises(ValueError, match='num_iters'):
-        PreciseBNHook(0)
+        PreciseStatisticsHook(0)
 
 
 class Watch(Hook):
@@ -87,12 +88,12 @@ def train(tmp_path, by_epoch, hooks):
 @pytest.mark.parametrize('by_epoch', [True, False])
 def test_before_every_validation_and_at_the_end_and_training_goes_on(tmp_path, by_epoch):
     watch = Watch()
-    net = train(tmp_path, by_epoch, [PreciseBNHook(num_iters=4), watch])
+    net = train(tmp_path, by_epoch, [PreciseStatisticsHook(num_iters=4), watch])
     # Validation after 8 of the 12 iterations, or 2 of the 3 epochs.
     [(seen, expected)] = watch.seen[:1]
-    torch.testing.assert_close(seen, expected, rtol=1e-9, atol=1e-12)
+    assert_close(seen, expected, rtol=1e-9, atol=1e-12)
     mean, var = batch_statistics(net, DATA.split(6))
-    torch.testing.assert_close(net.norm.running_mean, mean, rtol=1e-9, atol=1e-12)
+    assert_close(net.norm.running_mean, mean, rtol=1e-9, atol=1e-12)
     plain = train(tmp_path, by_epoch, [])
     for ours, theirs in zip(net.parameters(), plain.parameters()):
         assert torch.equal(ours, theirs)

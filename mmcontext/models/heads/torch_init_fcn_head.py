@@ -1,6 +1,6 @@
 """mmseg's FCN head with torch's initialisation."""
 from mmcv.cnn import ConvModule
-from mmseg.models.decode_heads import FCNHead as _FCNHead
+from mmseg.models.decode_heads import FCNHead
 from torch import nn
 
 from mmcontext.registry import MODELS
@@ -18,8 +18,9 @@ class TorchInit:
                 conv.reset_parameters()
 
 
-@MODELS.register_module()
-class FCNHead(TorchInit, _FCNHead):
+# The second name is that of version 0.1.
+@MODELS.register_module(name=['TorchInitFCNHead', 'FCNHead'])
+class TorchInitFCNHead(TorchInit, FCNHead):
     """mmseg's ``FCNHead`` (`FCN <https://arxiv.org/abs/1411.4038>`_) with torch's initialisation.
 
     PyConvSegNet's auxiliary head. Arguments, shapes and keys of the state dict as there;
