@@ -1,15 +1,18 @@
 """The network of a config as a module that can be traced, and its ONNX file."""
+import contextlib
 import inspect
-import json
+import os
+import sys
 import warnings
 from pathlib import Path
-from typing import Dict, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from torch import Tensor, nn
 
+from mmcontext.deployment.onnx_file import operator_sets, write_metadata
 from mmcontext.deployment.onnxruntime_library import DOMAIN
 from mmcontext.deployment.operators import exportable
 from mmcontext.deployment.preprocess import (
@@ -119,12 +122,19 @@ def build_model(cfg: Config, checkpoint: Optional[str] = None) -> Tuple[nn.Modul
         The model, and what the checkpoint says of its data set.
 
     Raises:
-        UserError: The checkpoint is of another model.
+        UserError: The model cannot be built, or the checkpoint is of another one.
     """
+    backbone = cfg.model.get('backbone') if isinstance(cfg.model, dict) else None
+    if not isinstance(backbone, dict):
+        raise UserError(f'the model of {cfg.filename} has no backbone, got {backbone!r}')
     if checkpoint is None:
         cfg.model.pop('pretrained', None)
-        cfg.model.backbone.pop('init_cfg', None)
-    model = build_plain(cfg)
+        backbone.pop('init_cfg', None)
+    try:
+        model = build_plain(cfg)
+    except (AssertionError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f'the model of {cfg.filename} cannot be built: {_sentence(error)}') from error
     if checkpoint is None:
         return initialise(model).eval(), {}
     weights = load_checkpoint_file(checkpoint, map_location='cpu')
@@ -175,6 +185,10 @@ def build_graph(cfg: Config, checkpoint: Optional[str] = None,
     if task is None:
         raise UserError(f'{cfg.filename} has default_scope {cfg.get("default_scope")!r}; configs '
                         f'of {", ".join(TASKS)} can be exported')
+    if argmax and task != 'segmentation':
+        raise UserError(f'--argmax is for segmentors, and {cfg.filename} is for {task}')
+    if masks == 'box' and task != 'detection':
+        raise UserError(f'--masks box is for detectors, and {cfg.filename} is for {task}')
     model, known = build_model(cfg, checkpoint)
     if dynamic_size is None:
         dynamic_size = task != 'classification'
@@ -258,7 +272,8 @@ def export(graph: Graph, path: str, opset: int = OPSET, own_operators: bool = Fa
             ones. Defaults to False.
 
     Raises:
-        UserError: It cannot be written in that operator set.
+        UserError: The network does not run on the example, the graph cannot be written in that
+            operator set, or it has operators that are not ONNX's.
     """
     if isinstance(graph.module, Detection) and opset < DETECTION_OPSET:
         raise UserError(f'a detector needs opset {DETECTION_OPSET} for its RoiAlign, got {opset}')
@@ -269,39 +284,45 @@ def export(graph: Graph, path: str, opset: int = OPSET, own_operators: bool = Fa
     with warnings.catch_warnings(), exportable(own_operators), torch.no_grad():
         # Shapes are checked in Python while tracing, which is what they warn of.
         warnings.simplefilter('ignore')
-        graph.module(*graph.example)  # A continuous kernel may have to be scaled first.
         try:
-            torch.onnx.export(
-                graph.module, graph.example, path, input_names=list(graph.inputs),
-                output_names=list(graph.outputs), opset_version=opset,
-                dynamic_axes={**graph.inputs, **graph.outputs}, **options)
+            graph.module(*graph.example)  # A continuous kernel may have to be scaled first.
+            with _silent():
+                torch.onnx.export(
+                    graph.module, graph.example, path, input_names=list(graph.inputs),
+                    output_names=list(graph.outputs), opset_version=opset,
+                    dynamic_axes={**graph.inputs, **graph.outputs}, **options)
         except (RuntimeError, ValueError) as error:
-            reason = str(error).partition('\n')[0]
             raise UserError(
                 f'{graph.metadata["config"]} cannot be exported for an input of '
-                f'{tuple(graph.example[0].shape)} to opset {opset}: {reason}') from error
+                f'{tuple(graph.example[0].shape)} to opset {opset}: {_sentence(error)}'
+            ) from error
+    others = operator_sets(path) - {'', 'ai.onnx', *[DOMAIN] * own_operators}
+    if others:
+        os.remove(path)
+        raise UserError(f'{graph.metadata["config"]} has operators that are not in ONNX, but of '
+                        f'{", ".join(sorted(others))}')
     write_metadata(path, graph.metadata)
 
 
-def _field(number: int, content: bytes) -> bytes:
-    """A length-delimited field of a protocol buffer."""
-    size, length = len(content), b''
-    while size > 127:
-        length += bytes([size & 127 | 128])
-        size >>= 7
-    return bytes([number << 3 | 2]) + length + bytes([size]) + content
+def _sentence(error: Exception) -> str:
+    """The first line of a message, which may be followed by a listing."""
+    return str(error).strip().partition('\n')[0].strip('"')
 
 
-def write_metadata(path: str, metadata: dict) -> None:
-    """Add entries to the metadata of an ONNX file, without the onnx package.
-
-    A protocol buffer may be continued at its end, and ``metadata_props`` is field 14 of a model.
-
-    Args:
-        path: The file.
-        metadata: Entries; every value is written as JSON.
-    """
-    with open(path, 'ab') as file:
-        for key, value in metadata.items():
-            file.write(_field(14, _field(1, key.encode())
-                              + _field(2, json.dumps(value).encode())))
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing is printed within it: the exporter lists a whole graph when it fails, from C++."""
+    streams = (sys.stdout, sys.stderr)
+    kept = [os.dup(number) for number in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for stream, number in zip(streams, (1, 2)):
+            stream.flush()
+            os.dup2(nowhere, number)
+        yield
+    finally:
+        for stream, number, original in zip(streams, (1, 2), kept):
+            stream.flush()
+            os.dup2(original, number)
+        for number in (nowhere, *kept):
+            os.close(number)

@@ -24,7 +24,8 @@ class OnnxGraph:
         metadata (dict): What it tells about itself.
 
     Raises:
-        UserError: onnxruntime is missing, or the file is none of ``export``.
+        UserError: onnxruntime is missing, the file is none of ``export``, or it does not take an
+            input that it is called with.
     """
 
     def __init__(self, path: str, library: Optional[str] = None) -> None:
@@ -34,7 +35,8 @@ class OnnxGraph:
             raise UserError('this needs onnxruntime: pip install onnxruntime') from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # It warns of empty results of a detector.
+        # It warns of empty results of a detector, and of what is raised as well.
+        options.log_severity_level = 4
         try:
             if library:
                 options.register_custom_ops_library(library)
@@ -43,25 +45,33 @@ class OnnxGraph:
         except Exception as error:  # onnxruntime has no common base of its own
             reason = str(error).partition('\n')[0]
             raise UserError(f'{path} cannot be loaded by onnxruntime (a file with own operators '
-                        f'needs --library): {reason}') from error
+                            f'needs --library): {reason}') from error
         entries = self._session.get_modelmeta().custom_metadata_map
-        if 'mmcontext' not in entries:
+        try:
+            self.metadata = {key: json.loads(entries[key]) for key in _KEYS
+                             if key not in _OPTIONAL or key in entries}
+        except (KeyError, ValueError) as error:
             raise UserError(f'{path} was not written by export_onnx.py: its metadata does not '
-                            'tell what goes in and comes out')
-        self.metadata = {key: json.loads(value) for key, value in entries.items()
-                         if key in _KEYS}
+                            'tell what goes in and comes out') from error
+        self._path = path
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def __call__(self, *inputs: Tensor) -> Dict[str, np.ndarray]:
         """Outputs by their names."""
         names = [node.name for node in self._session.get_inputs()]
         feed = {name: value.numpy() for name, value in zip(names, inputs)}
-        return dict(zip(self._outputs, self._session.run(None, feed)))
+        try:
+            return dict(zip(self._outputs, self._session.run(None, feed)))
+        except Exception as error:
+            reason = str(error).partition('\n')[0]
+            raise UserError(f'{self._path} does not take an input of {tuple(inputs[0].shape)}: '
+                            f'{reason}') from error
 
 
 _KEYS = ('mmcontext', 'task', 'config', 'preprocess', 'mean', 'std', 'channel_order',
          'pad_divisor', 'pad_value', 'resize', 'input_size', 'classes', 'palette', 'masks',
          'mask_threshold')
+_OPTIONAL = ('classes', 'palette', 'masks', 'mask_threshold')
 _NORMALISATION = dict(mean=None, std=None)
 _SWAPS = ('to_rgb', 'bgr_to_rgb', 'rgb_to_bgr')
 

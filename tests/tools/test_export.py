@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from common import ROOT, load_tool
@@ -21,6 +22,7 @@ from mmcontext.ops.local_aggregation import Geometry
 from mmcontext.ops.local_aggregation.reference import aggregate
 from mmcontext.ops.local_aggregation.standard import aggregate_rows, aggregate_tiles
 from mmcontext.registry import MODELS
+from mmcontext.utils.errors import UserError
 
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
@@ -183,12 +185,42 @@ def test_tool_loads_the_checkpoint_strictly(tmp_path, monkeypatch, capsys):
     ('cednet/mask_rcnn_cednet26_fpn_digits.py', ['--opset', '13'], 'needs opset 16'),
     ('ccnn/ccnn_sequential_digits.py', ['--shape', '1', '64', '--preprocess', 'in'],
      'takes images of three channels'),
+    ('ccnn/ccnn_digits.py', ['--shape', '4', '24', '20'], 'for an input of (2, 4, 24, 20)'),
+    ('ccnn/ccnn_digits.py', ['--argmax'], '--argmax is for segmentors'),
+    ('ccnn/ccnn_digits.py', ['--masks', 'box'], '--masks box is for detectors'),
+    ('ccnn/ccnn_digits.py', ['--out', '.'], 'cannot be written: it is a folder'),
+    ('ccnn/ccnn_digits.py', ['--cfg-options', 'model.backbone.type=Nothing'], 'cannot be built'),
+    ('ccnn/ccnn_digits.py', ['--cfg-options', 'model.backbone=3'], 'has no backbone, got 3'),
 ])
-def test_tool_refuses_in_one_sentence(config, arguments, message, tmp_path, monkeypatch, capsys):
+def test_tool_refuses_in_one_sentence(config, arguments, message, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(sys, 'argv', ['export_onnx.py', str(ROOT / 'configs' / config), '--out',
                                       str(tmp_path / 'model.onnx'), *arguments])
     assert export_onnx.run(export_onnx.main) == 1
-    assert message in capsys.readouterr().err
+    out, error = capfd.readouterr()
+    assert message in error and error.count('\n') == 1 and 'graph(' not in out
+
+
+class _Foreign(torch.autograd.Function):
+    """An operator that ONNX does not have."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def symbolic(g, x):
+        return g.op('elsewhere::Double', x)
+
+
+def test_operators_of_others_are_refused(tmp_path):
+    class Doubled(nn.Module):
+        def forward(self, x):
+            return _Foreign.apply(x)
+
+    path = tmp_path / 'model.onnx'
+    with pytest.raises(UserError, match='not in ONNX, but of elsewhere'):
+        export(_graph(Doubled(), (3, 4, 4)), str(path))
+    assert not path.exists()
 
 
 @pytest.fixture(scope='module')
@@ -254,17 +286,61 @@ def test_inference_refuses_in_one_sentence(content, name, message, scenes, tmp_p
     assert message in error and error.count('\n') == 1
 
 
-def test_graph_of_another_tool_or_config_is_refused(scenes, tmp_path, monkeypatch, capsys):
-    tool = load_tool('deployment/test_onnx.py')
-    other = tmp_path / 'other.onnx'
+@pytest.mark.parametrize('arguments, message', [
+    (['--enlarge', '0'], '--enlarge must be at least 1'),
+    (['--score', 'nan'], '--score must be from 0 to 1'),
+])
+def test_inference_refuses_options(arguments, message, scenes, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['infer_onnx.py', str(scenes / 'model.onnx'), 'image.png',
+                                      *arguments])
+    with pytest.raises(SystemExit):
+        load_tool('deployment/infer_onnx.py').main()
+    assert message in capsys.readouterr().err
+
+
+def test_pictures_of_a_strip_and_of_one_that_cannot_be_written(scenes, tmp_path, monkeypatch,
+                                                               capsys):
+    strip, tool = tmp_path / 'strip.png', load_tool('deployment/infer_onnx.py')
+    cv2.imwrite(str(strip), np.zeros((1, 300, 3), np.uint8))
+    monkeypatch.setattr(sys, 'argv', ['infer_onnx.py', str(scenes / 'model.onnx'), str(strip),
+                                      '--out-dir', str(tmp_path / 'out')])
+    assert tool.main() == 0
+    (tmp_path / 'out/strip.png').unlink()
+    (tmp_path / 'out/strip.png').mkdir()
+    assert tool.main() == 1
+    assert 'strip.png cannot be written' in capsys.readouterr().err
+
+
+def _foreign_file(path, metadata: dict):
     node = onnx.helper.make_node('Identity', ['x'], ['y'])
     x, y = (onnx.helper.make_tensor_value_info(name, 1, [1]) for name in 'xy')
-    onnx.save(onnx.helper.make_model(
+    model = onnx.helper.make_model(
         onnx.helper.make_graph([node], 'g', [x], [y]), ir_version=8,
-        opset_imports=[onnx.helper.make_opsetid('', 17)]), other)
-    for model, message in ((other, 'was not written by export_onnx.py'),
+        opset_imports=[onnx.helper.make_opsetid('', 17)])
+    onnx.helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+    return path
+
+
+def test_graph_of_another_tool_or_config_is_refused(scenes, tmp_path, monkeypatch, capsys):
+    config = str(ROOT / 'configs/pyconv/pyconvsegnet_pyconvresnet18_digits.py')
+    other = _foreign_file(tmp_path / 'other.onnx', {})
+    half = _foreign_file(tmp_path / 'half.onnx', dict(mmcontext='"1.0"'))
+    wrong = _foreign_file(tmp_path / 'wrong.onnx', dict(mmcontext='1.0.0'))
+    unknown = 'was not written by export_onnx.py'
+    for model, message in ((other, unknown), (half, unknown), (wrong, unknown),
                            (scenes / 'model.onnx', 'was exported from segmentor.py')):
-        monkeypatch.setattr(sys, 'argv', ['test_onnx.py', str(
-            ROOT / 'configs/pyconv/pyconvsegnet_pyconvresnet18_digits.py'), str(model)])
-        assert tool.run(tool.main) == 1
-        assert message in capsys.readouterr().err
+        for name, arguments in (('test_onnx', [config, str(model)]),
+                                ('infer_onnx', [str(model), config])):
+            if name == 'infer_onnx' and message != unknown:
+                continue
+            tool = load_tool(f'deployment/{name}.py')
+            monkeypatch.setattr(sys, 'argv', [name, *arguments])
+            assert (tool.run(tool.main) if name == 'test_onnx' else tool.main()) == 1
+            error = capsys.readouterr().err
+            assert message in error and error.count('\n') == 1
+
+
+def test_input_that_a_graph_does_not_take(scenes):
+    with pytest.raises(UserError, match=r'does not take an input of \(1, 3, 9\)'):
+        OnnxGraph(str(scenes / 'model.onnx'))(torch.zeros(1, 3, 9, dtype=torch.uint8))

@@ -82,3 +82,20 @@ def test_int8_needs_the_config_of_the_file(folder, monkeypatch, capsys):
     other = str(ROOT / 'configs/ccnn/ccnn_digits.py')
     assert _run(monkeypatch, folder, '--config', other) == 1
     assert 'was exported from cednet26_digits.py' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--config', CONFIG, '--cfg-options', 'train_dataloader.dataset.data_root=absent'],
+     'the folder absent (data_root of CustomDataset) does not exist'),
+    (['--fp16', '--out', '.'], 'cannot be written: it is a folder'),
+])
+def test_refusals_in_one_sentence(arguments, message, folder, monkeypatch, capsys):
+    assert _run(monkeypatch, folder, *arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1
+
+
+def test_pattern_has_to_be_one(folder, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        _run(monkeypatch, folder, '--config', CONFIG, '--keep', '(')
+    assert '--keep must be a regular expression' in capsys.readouterr().err

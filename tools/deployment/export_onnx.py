@@ -18,6 +18,7 @@ import numpy as np
 
 from mmcontext.deployment.checking import compare, finite_inputs, image_inputs
 from mmcontext.deployment.graph import OPSET, Detection, Graph, build_graph, export
+from mmcontext.deployment.onnx_file import prepare_output
 from mmcontext.deployment.onnxruntime_library import write_library
 from mmcontext.deployment.runtime import OnnxGraph
 from mmcontext.utils.cli import add_cfg_options, load_config, run
@@ -97,10 +98,11 @@ def main() -> None:
     """Command line entry point."""
     args = parse_args()
     args.launcher, args.work_dir, args.local_rank = 'none', None, 0
-    graph = build_graph(load_config(args), args.checkpoint, args.shape, args.preprocess,
-                        args.dynamic_size, args.argmax, args.masks)
+    cfg = load_config(args)
     out = args.out or f'{Path(args.config).stem}.onnx'
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    prepare_output(out)
+    graph = build_graph(cfg, args.checkpoint, args.shape, args.preprocess, args.dynamic_size,
+                        args.argmax, args.masks)
     export(graph, out, args.opset, args.own_operators)
     library = str(write_library(Path(out).parent)) if args.own_operators else None
     print(f'{out}: {", ".join(graph.inputs)} -> {", ".join(graph.outputs)}, '

@@ -13,6 +13,10 @@ import cv2
 import numpy as np
 import onnxruntime
 
+# What a file tells about itself; the last four where it has them.
+_KEYS = ('mmcontext', 'task', 'preprocess', 'mean', 'std', 'channel_order', 'pad_divisor',
+         'pad_value', 'resize', 'input_size', 'classes', 'palette', 'masks', 'mask_threshold')
+_OPTIONAL = _KEYS[-4:]
 _INTERPOLATIONS = {'nearest': cv2.INTER_NEAREST, 'bilinear': cv2.INTER_LINEAR,
                    'bicubic': cv2.INTER_CUBIC, 'area': cv2.INTER_AREA,
                    'lanczos': cv2.INTER_LANCZOS4}
@@ -46,7 +50,12 @@ def parse_args() -> argparse.Namespace:
                         help='draw detections from this score on (default: 0.3)')
     parser.add_argument('--enlarge', type=int, default=1,
                         help='size of the pictures over that of the images')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.enlarge < 1:
+        parser.error(f'--enlarge must be at least 1, got {args.enlarge}')
+    if not 0 <= args.score <= 1:
+        parser.error(f'--score must be from 0 to 1, got {args.score}')
+    return args
 
 
 def load(path: str, library: Optional[str] = None
@@ -55,7 +64,7 @@ def load(path: str, library: Optional[str] = None
     if not Path(path).is_file():
         raise UsageError(f'{path} does not exist')
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # What is raised is told once.
     try:
         if library:
             options.register_custom_ops_library(library)
@@ -65,13 +74,12 @@ def load(path: str, library: Optional[str] = None
         raise UsageError(f'{path} cannot be loaded by onnxruntime (a file with own operators '
                          f'needs --library): {reason}') from error
     entries = session.get_modelmeta().custom_metadata_map
-    if 'mmcontext' not in entries:
+    try:
+        metadata = {key: json.loads(entries[key]) for key in _KEYS
+                    if key not in _OPTIONAL or key in entries}
+    except (KeyError, ValueError) as error:
         raise UsageError(f'{path} was not written by export_onnx.py: its metadata does not tell '
-                         'what goes in and comes out')
-    names = set(entries) & {'task', 'preprocess', 'mean', 'std', 'channel_order', 'pad_divisor',
-                            'pad_value', 'resize', 'input_size', 'classes', 'palette', 'masks',
-                            'mask_threshold'}
-    metadata = {name: json.loads(entries[name]) for name in names}
+                         'what goes in and comes out') from error
     if len(session.get_inputs()[0].shape) != 4:
         raise UsageError(f'{path} reads sequences, not images')
     return session, metadata
@@ -101,7 +109,8 @@ def place(image: np.ndarray, metadata: dict) -> Placement:
             size = int(columns * factor + 0.5), int(rows * factor + 0.5)
         else:
             size = tuple(step['size'])
-        image = cv2.resize(image, size,
+        # (An image may be too narrow to leave a pixel.)
+        image = cv2.resize(image, (max(1, size[0]), max(1, size[1])),
                            interpolation=_INTERPOLATIONS[step['interpolation']])
     return Placement(image, (image.shape[1] / width, image.shape[0] / height), crop)
 
@@ -237,13 +246,19 @@ def infer(args: argparse.Namespace) -> None:
                                                       interpolation='bilinear')]})
         inputs = inputs_of(session, placement.image, metadata)
         start = time.perf_counter()
-        found = dict(zip(names, session.run(None, inputs)))
+        try:
+            found = dict(zip(names, session.run(None, inputs)))
+        except Exception as error:
+            reason = str(error).partition('\n')[0]
+            raise UsageError(f'{args.model} does not take {path}: {reason}') from error
         milliseconds = 1000 * (time.perf_counter() - start)
         picture, text = draw(image, found, placement, metadata, args)
         print(f'{path}: {text}, {milliseconds:.1f} ms')
         if args.out_dir is not None:
             args.out_dir.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(args.out_dir / f'{Path(path).stem}.png'), picture)
+            out = args.out_dir / f'{Path(path).stem}.png'
+            if not cv2.imwrite(str(out), picture):
+                raise UsageError(f'{out} cannot be written')
 
 
 def main() -> int:

@@ -22,10 +22,12 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
+from mmcontext.deployment.onnx_file import operator_sets, prepare_output
 from mmcontext.deployment.onnxruntime_library import DOMAIN
 from mmcontext.deployment.preprocess import Preprocess, normalisation_of, test_dataset
 from mmcontext.deployment.runtime import OnnxGraph
 from mmcontext.utils.cli import add_cfg_options, load_config, run
+from mmcontext.utils.data import check_dataset, explain
 from mmcontext.utils.errors import UserError
 
 # Products of activations, such as the aggregation's, are none of these.
@@ -52,6 +54,10 @@ def parse_args() -> argparse.Namespace:
         parser.error('int8 needs --config, for the images to calibrate with')
     if args.calibration < 1:
         parser.error(f'--calibration must be at least 1, got {args.calibration}')
+    try:
+        re.compile(args.keep or '')
+    except re.error as error:
+        parser.error(f'--keep must be a regular expression, got {args.keep!r}: {error}')
     return args
 
 
@@ -62,18 +68,32 @@ def calibration_images(cfg: Config, graph: OnnxGraph, count: int) -> List[Dict[s
         cfg: Config of the graph, of images.
         graph: Takes the images.
         count: Images, or all where there are fewer.
+
+    Raises:
+        UserError: There are none, or the graph does not read images.
     """
+    if 'train_dataloader' not in cfg:
+        raise UserError(f'{cfg.filename} has no train_dataloader to take calibration images from')
     settings = copy.deepcopy(cfg.train_dataloader.dataset)
     while 'dataset' in settings:
         settings = settings['dataset']
     settings['pipeline'] = test_dataset(cfg)['pipeline']
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
-        dataset = DATASETS.build(settings)
+        try:
+            dataset = DATASETS.build(settings)
+        except Exception as error:
+            problem = explain(settings, error)
+            if problem is None:
+                raise
+            raise problem from error
+    check_dataset(dataset)
     raw = graph.metadata['preprocess'] == 'in'
     prepare = Preprocess(normalisation_of(cfg))
     feeds = []
     for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int):
         item = dataset[index]
+        if item['inputs'].dim() != 3:
+            raise UserError(f'{cfg.filename} reads sequences; images alone are calibrated on')
         images = item['inputs'].permute(1, 2, 0)[None].contiguous()
         feed = {'images': (images if raw else prepare(images)).numpy()}
         if not raw and graph.metadata['task'] == 'detection':
@@ -105,7 +125,7 @@ def to_int8(path: str, out: str, feeds: List[Dict[str, np.ndarray]],
         def get_next(self):
             return next(self.feeds, None)
 
-    if any(entry.domain == DOMAIN for entry in onnx.load(path).opset_import):
+    if DOMAIN in operator_sets(path):
         raise UserError(f'{path} was exported with --own-operators, which the quantisation of '
                         'onnxruntime does not take; export it without')
     with tempfile.TemporaryDirectory() as folder:
@@ -125,13 +145,61 @@ def to_int8(path: str, out: str, feeds: List[Dict[str, np.ndarray]],
                             f'is not finite ({error})') from error
 
 
-def to_fp16(path: str, out: str) -> None:
-    """Convert a file's weights and arithmetic to float16, but for its inputs and outputs."""
+def stays_float32(name: str, detector: bool) -> bool:
+    """Whether a node is not a part of the network itself.
+
+    In float16 pixels beyond 1024 are whole, and boxes of different classes, which are moved apart
+    for NonMaxSuppression, are beyond its range: of a detector only the layers of its modules are
+    converted.
+
+    Args:
+        name: Of the node, by modules.
+        detector: Whether the network is one.
+    """
+    if name.startswith('/preprocess/'):
+        return True
+    return detector and not re.match('/detections/[^/]+/', name)
+
+
+def join_casts(graph) -> None:
+    """Tidy up what the conversion leaves between nodes that stay float32.
+
+    It casts a tensor anew for each of its readers, under one name, and takes what one such node
+    gives another through float16.
+
+    Args:
+        graph (onnx.GraphProto): Changed in place.
+    """
+    import onnx
+    nodes = {tuple(node.output): node for node in graph.node}
+    sources = {node.output[0]: node.input[0] for node in nodes.values()
+               if node.op_type == 'Cast' and node.input[0] == f'{node.output[0]}_cast_to_fp16'}
+    for node in nodes.values():
+        if (node.op_type == 'Cast' and node.input[0] in sources
+                and node.attribute[0].i == onnx.TensorProto.FLOAT):
+            node.input[0] = sources[node.input[0]]
+            node.op_type = 'Identity'
+            del node.attribute[:]
+    del graph.node[:]
+    graph.node.extend(nodes.values())
+
+
+def to_fp16(path: str, out: str, detector: bool = False) -> None:
+    """Convert a file's weights and arithmetic to float16, but for its inputs and outputs.
+
+    Args:
+        path, out: Files to read and to write.
+        detector: Whether what surrounds the layers stays as it is; see :func:`stays_float32`.
+    """
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    model = onnx.load(path)
+    kept = [node.name for node in model.graph.node if stays_float32(node.name, detector)]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # It warns of every weight too small for float16.
-        onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), out)
+        model = convert_float_to_float16(model, keep_io_types=True, node_block_list=kept)
+    join_casts(model.graph)
+    onnx.save(model, out)
 
 
 def keep_metadata(path: str, out: str) -> None:
@@ -153,8 +221,9 @@ def main() -> None:
     except ImportError as error:
         raise UserError('this needs onnx: pip install onnx') from error
     out = args.out or f'{Path(args.model).with_suffix("")}_{"fp16" if args.fp16 else "int8"}.onnx'
+    prepare_output(out)
     if args.fp16:
-        to_fp16(args.model, out)
+        to_fp16(args.model, out, graph.metadata['task'] == 'detection')
     else:
         cfg = load_config(args)
         if graph.metadata['config'] != Path(cfg.filename).name:
