@@ -4,10 +4,10 @@
     python tools/benchmarks/export_table.py --out export.jsonl --table
 
 Weights are untrained: norms get the statistics of the photographs, the last norms of residual
-branches a weight of 0.05, and the last layers of detectors the spread of trained ones, so that there
-are detections to compare. The graphs take raw
-images and are traced for images of every size. A photograph is compared at two sizes, the first
-one alone and all of them as a batch. What --out holds already is not done again.
+branches a weight of 0.05, and the last layers of detectors the spread of trained ones, so that
+there are detections to compare. The graphs take raw images and are traced for images of every
+size. A photograph is compared at two sizes, the first one alone and all of them as a batch. What
+--out holds already is not done again.
 """
 import argparse
 import json
