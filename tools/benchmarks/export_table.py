@@ -4,10 +4,10 @@
     python tools/benchmarks/export_table.py --out export.jsonl --table
 
 Weights are untrained: norms get the statistics of the photographs, the last norms of residual
-branches a weight of 0.2, and the last layers of detectors the spread of trained ones, so that there
-are detections to compare. The graphs take raw
-images and are traced for images of every size. A photograph is compared at two sizes, the first
-one alone and all of them as a batch. What --out holds already is not done again.
+branches a weight of 0.05, and the last layers of detectors the spread of trained ones, so that
+there are detections to compare. The graphs take raw images and are traced for images of every
+size. A photograph is compared at two sizes, the first one alone and all of them as a batch. What
+--out holds already is not done again.
 """
 import argparse
 import json
@@ -27,7 +27,6 @@ from mmcontext.deployment.checking import compare, image_inputs
 from mmcontext.deployment.graph import Graph, build_graph, export
 from mmcontext.deployment.runtime import OnnxGraph
 from mmcontext.deployment.untrained import make_decided
-from mmcontext.utils.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 # Height and width of the photographs, and of those that the norms see.
@@ -167,8 +166,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 row = measure(path, args.images, folder)
-            except UserError as error:
-                row = dict(config=path.stem, error=str(error))
+            except Exception as error:  # A defect of one network leaves the others to be done.
+                row = dict(config=path.stem, error=f'{type(error).__name__}: {error}')
         with args.out.open('a') as file:
             file.write(json.dumps(row) + '\n')
         print(row, flush=True)
