@@ -21,7 +21,7 @@ class Chunk(NamedTuple):
 
 
 def _chunks(batch: int, groups: int, height: int, row_bytes: int, limit: int,
-            pixel_major: bool) -> Iterator[Chunk]:
+            channels_last: bool) -> Iterator[Chunk]:
     """Cut the kernels [batch, groups, taps, height, width] into parts of at most ``limit`` bytes.
 
     Whole images where they fit, else groups of one image, else rows of one group. Pixel-major
@@ -34,7 +34,7 @@ def _chunks(batch: int, groups: int, height: int, row_bytes: int, limit: int,
     images = max(1, limit // (group_bytes * groups))
     if images > 1 or group_bytes * groups <= limit:
         part_groups, part_rows = groups, height
-    elif pixel_major:
+    elif channels_last:
         part_groups, part_rows = groups, max(1, limit // (row_bytes * groups))
     else:
         part_groups = max(1, limit // group_bytes)
@@ -57,14 +57,14 @@ class ChunkedKernels:
         self.taps = geometry.kernel_size[0] * geometry.kernel_size[1]
         self.groups = weight.shape[0] // self.taps
         self.shared = x.shape[1] // self.groups
-        self.pixel_major = is_channels_last(x)
+        self.channels_last = is_channels_last(x)
         self._buffer = None
 
     def chunks(self) -> Iterator[Chunk]:
         out_h, out_w = self.r.shape[-2:]
         limit = _CHUNK_BYTES.get(self.x.device.type, _CHUNK_BYTES['cuda'])
         return _chunks(self.x.shape[0], self.groups, out_h,
-                       self.taps * out_w * self.x.element_size(), limit, self.pixel_major)
+                       self.taps * out_w * self.x.element_size(), limit, self.channels_last)
 
     def channels(self, chunk: Chunk) -> slice:
         """Channels of the feature map that the groups of a chunk serve."""
@@ -77,7 +77,7 @@ class ChunkedKernels:
     def reduced(self, chunk: Chunk) -> Tensor:
         """The reduced features of a chunk as matrices, [images, Cr, pixels]."""
         r = self.r[chunk.images, :, chunk.rows]
-        if self.pixel_major:
+        if self.channels_last:
             return r.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2)
         return r.flatten(2)
 
@@ -90,7 +90,7 @@ class ChunkedKernels:
         buffer = self._buffer[:images * pixels * outs]
         bias = None if self.bias is None else self.bias[self.outs(chunk)]
         rows, out_w = chunk.rows.stop - chunk.rows.start, self.r.shape[-1]
-        if self.pixel_major:
+        if self.channels_last:
             flat, out = r.transpose(1, 2).reshape(images * pixels, -1), buffer.view(-1, outs)
             if bias is None:
                 torch.mm(flat, weight.t(), out=out)

@@ -124,7 +124,7 @@ def _backward(grad: Tensor, x: Tensor, r: Tensor, weight: Tensor, bias: Optional
             sum_bias[outs] += torch.sum(grad_kernels, dim=(0, 2, 3), dtype=wide)
         reduced, part_weight = work.reduced(chunk), weight[outs]
         images, pixels = reduced.shape[0], reduced.shape[2]
-        if work.pixel_major:
+        if work.channels_last:
             flat = grad_kernels.permute(0, 2, 3, 1).reshape(images * pixels, -1)
             sum_weight[outs] += flat.t() @ reduced.transpose(1, 2).reshape(images * pixels, -1)
             grad_reduced = (flat @ part_weight).view(
@@ -145,7 +145,7 @@ def _unfused(x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor],
     *sizes, interleaved = geometry
     taps = geometry.kernel_size[0] * geometry.kernel_size[1]
     kernels = F.conv2d(r, weight[:, :, None, None], bias)
-    # (Not unflatten: behind it the ONNX exporter takes all sizes for constants.)
+    # (Not unflatten: after it the ONNX exporter takes all sizes for constants.)
     kernels = kernels.view(kernels.shape[0], weight.shape[0] // taps, taps, kernels.shape[2],
                            kernels.shape[3])
     if scale is not None:
