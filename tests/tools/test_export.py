@@ -15,6 +15,7 @@ from torch import nn
 
 from mmcontext.deployment.checking import compare, finite_inputs, random_inputs
 from mmcontext.deployment.graph import Graph, build_graph, export
+from mmcontext.deployment.preprocess import Normalisation
 from mmcontext.deployment.runtime import OnnxGraph
 from mmcontext.layers import CVolution2d
 from mmcontext.ops import local_aggregation, standard_operators
@@ -59,7 +60,8 @@ def _classifier(kind: str, **options) -> nn.Module:
 def _graph(model: nn.Module, shape: tuple, dynamic_size: bool = False) -> Graph:
     axes = {0: 'batch', 2: 'height', 3: 'width'} if dynamic_size else {0: 'batch'}
     return Graph(model, (torch.randn(2, *shape), ), {'images': axes}, {'logits': {0: 'batch'}},
-                 dict(mmcontext='', config='', preprocess='out'), model)
+                 dict(mmcontext='', task='classification', config='', preprocess='out', resize=[],
+                      input_size=None, **Normalisation().metadata()), model)
 
 
 def _difference(graph: Graph, path: str, batch: int, size: tuple = None) -> float:
