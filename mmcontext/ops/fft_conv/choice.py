@@ -28,15 +28,18 @@ _IMPLEMENTATIONS = {'fft': fft_conv_impl, 'direct': direct_conv_impl}
 
 # Nanoseconds per multiply-add of the direct way, depth-wise and full, in inference and with the
 # gradients (torch's depth-wise gradients are an order of magnitude slower than its forward on
-# CPU); per element and doubling of a transform; per product of spectra, depth-wise and full.
-# They only have to be right relative to each other. Those of the CPU are from
+# CPU), and the same with a side of the kernel beyond `fast_side`, where oneDNN leaves its fast
+# path; per element, axis and doubling of a transform; per product of spectra, depth-wise and full;
+# of a call by FFT. They only have to be right relative to each other. Those of the CPU are from
 # tools/benchmarks/bench_fft_conv.py. Of CUDA, the transforms' is from a profile of a CKResNet-50
 # step on an H200 (with the copies, casts and products around them, 9 ms for 9e7 points), and the
 # others are estimates: a depth-wise kernel loads two operands a multiply-add from its cache.
 _COSTS = {
-    'cpu': dict(direct=(0.06, 0.2), direct_grad=(1.5, 0.6), transform=0.8, product=(1., 10.)),
-    'cuda': dict(direct=(4e-4, 4e-5), direct_grad=(1.2e-3, 1.2e-4), transform=1.5e-3,
-                 product=(1e-3, 1e-3)),
+    'cpu': dict(direct=(0.04, 0.013), direct_grad=(1.2, 0.045), fast_side=13,
+                long_direct=(0.6, 0.035), long_direct_grad=(1.65, 0.13), transform=0.25,
+                product=(0.4, 3.3), call=150e3),
+    'cuda': dict(direct=(4e-4, 4e-5), direct_grad=(1.2e-3, 1.2e-4), fast_side=math.inf,
+                 transform=0.75e-3, product=(1e-3, 1e-3), call=0.),
 }
 # The backward of a product is two products.
 _FFT_GRAD = 3
@@ -90,11 +93,14 @@ def predict_seconds(batch: int, channels: int, out_channels: int, geometry: Conv
     planes = batch * out_channels * fan_in
     taps = math.prod(geometry.kernel)
     direct = planes * taps * math.prod(geometry.out_size)
-    direct *= cost['direct_grad' if grad else 'direct'][full]
+    way = 'direct_grad' if grad else 'direct'
+    if max(geometry.kernel) > cost['fast_side']:
+        way = f'long_{way}'
+    direct *= cost[way][full]
     points = math.prod(geometry.fft_size)
     transforms = batch * channels + batch * out_channels + out_channels * fan_in
-    fft = (transforms * points * math.log2(max(points, 2)) * cost['transform']
-           + planes * points / 2 * cost['product'][full])
+    fft = (transforms * points * math.log2(max(points, 2)) * len(geometry.kernel)
+           * cost['transform'] + planes * points / 2 * cost['product'][full] + cost['call'])
     return {'fft': fft * (_FFT_GRAD if grad else 1) * 1e-9, 'direct': direct * 1e-9}
 
 
