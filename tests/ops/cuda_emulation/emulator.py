@@ -10,8 +10,10 @@ from typing import Dict, Iterable, List, NamedTuple, Tuple
 import torch
 from torch import Tensor
 
+import mmcontext.ops
+
 HERE = Path(__file__).resolve().parent
-CSRC = HERE.parents[2] / 'mmcontext/ops/csrc'
+CSRC = Path(mmcontext.ops.__file__).resolve().parent / 'csrc'
 TASKS = ('forward', 'grad_input', 'grad_weight')
 STORAGES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Capability, multiprocessors, shared memory of a block and of a multiprocessor, in bytes.
