@@ -123,3 +123,15 @@ def test_notebook(tmp_path, monkeypatch):
                and cell.outputs[-1].output_type == 'execute_result']
     assert float(results[-2]) < 1e-4
     assert results[-1].endswith(".safetensors'")
+
+
+def test_every_file_that_contributing_names_is_there():
+    text = (ROOT / 'CONTRIBUTING.md').read_text()
+    named = re.findall(r'(?<![\w./*{-])[\w.-]+/[\w./-]*|\b[\w-]+\.(?:py|sh|md|yml|cpp|inc|h)\b',
+                       text)
+    folders = [ROOT, *map((ROOT / 'mmcontext').joinpath, (
+        '', 'ops', 'ops/csrc', 'layers', 'models', 'models/backbones', 'converters', '../tools',
+        '../configs/rednet', '../tests/models', '../tests/configs'))]
+    lost = {name for name in named if not any((folder / name).exists() for folder in folders)
+            and 'toy' not in name and not name.startswith('.venv/')}
+    assert len(named) > 90 and not lost
