@@ -24,7 +24,7 @@ from mmcontext.deployment.preprocess import (
 )
 from mmcontext.engine.flops import build_model as build_plain
 from mmcontext.utils.checkpoint import load_checkpoint_file, misfit
-from mmcontext.utils.errors import UserError
+from mmcontext.utils.errors import UserError, first_line
 from mmcontext.utils.initialise import initialise
 from mmcontext.version import __version__
 
@@ -134,7 +134,7 @@ def build_model(cfg: Config, checkpoint: Optional[str] = None) -> Tuple[nn.Modul
         model = build_plain(cfg)
     except (AssertionError, LookupError, TypeError, ValueError) as error:
         raise UserError(
-            f'the model of {cfg.filename} cannot be built: {_sentence(error)}') from error
+            f'the model of {cfg.filename} cannot be built: {first_line(error)}') from error
     if checkpoint is None:
         return initialise(model).eval(), {}
     weights = load_checkpoint_file(checkpoint, map_location='cpu')
@@ -294,7 +294,7 @@ def export(graph: Graph, path: str, opset: int = OPSET, own_operators: bool = Fa
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f'{graph.metadata["config"]} cannot be exported for an input of '
-                f'{tuple(graph.example[0].shape)} to opset {opset}: {_sentence(error)}'
+                f'{tuple(graph.example[0].shape)} to opset {opset}: {first_line(error)}'
             ) from error
     others = operator_sets(path) - {'', 'ai.onnx', *[DOMAIN] * own_operators}
     if others:
@@ -302,11 +302,6 @@ def export(graph: Graph, path: str, opset: int = OPSET, own_operators: bool = Fa
         raise UserError(f'{graph.metadata["config"]} has operators that are not in ONNX, but of '
                         f'{", ".join(sorted(others))}')
     write_metadata(path, graph.metadata)
-
-
-def _sentence(error: Exception) -> str:
-    """The first line of a message, which may be followed by a listing."""
-    return str(error).strip().partition('\n')[0].strip('"')
 
 
 @contextlib.contextmanager

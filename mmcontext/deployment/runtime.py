@@ -9,7 +9,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from mmcontext.deployment.operators import paste_masks
-from mmcontext.utils.errors import UserError
+from mmcontext.utils.errors import UserError, first_line
 
 
 class OnnxGraph:
@@ -43,9 +43,8 @@ class OnnxGraph:
             self._session = onnxruntime.InferenceSession(
                 path, options, providers=['CPUExecutionProvider'])
         except Exception as error:  # onnxruntime has no common base of its own
-            reason = str(error).partition('\n')[0]
             raise UserError(f'{path} cannot be loaded by onnxruntime (a file with own operators '
-                            f'needs --library): {reason}') from error
+                            f'needs --library): {first_line(error)}') from error
         entries = self._session.get_modelmeta().custom_metadata_map
         try:
             self.metadata = {key: json.loads(entries[key]) for key in _KEYS
@@ -63,9 +62,8 @@ class OnnxGraph:
         try:
             return dict(zip(self._outputs, self._session.run(None, feed)))
         except Exception as error:
-            reason = str(error).partition('\n')[0]
             raise UserError(f'{self._path} does not take an input of {tuple(inputs[0].shape)}: '
-                            f'{reason}') from error
+                            f'{first_line(error)}') from error
 
 
 _KEYS = ('mmcontext', 'task', 'config', 'preprocess', 'mean', 'std', 'channel_order',

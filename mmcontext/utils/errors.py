@@ -14,3 +14,8 @@ class CheckpointError(UserError):
 
 class DataError(UserError):
     """A data folder or annotation file that is missing or empty."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, which may be followed by a listing."""
+    return str(error).strip().partition('\n')[0].strip('"')

@@ -1,5 +1,6 @@
-// The local aggregation as an operator of onnxruntime, by the kernels of mmcontext/ops/csrc. A program
-// registers the library that this makes with its session; neither torch nor Python is needed.
+// The local aggregation as an operator of onnxruntime, by the kernels of mmcontext/ops/csrc. A
+// program registers the library that this makes with its session; neither torch nor Python is
+// needed.
 #include <algorithm>
 #include <array>
 #include <exception>
@@ -9,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "onnxruntime_interface.h"
@@ -37,6 +39,19 @@ struct Failure {
 void check(ort::Status* status) {
   if (status != nullptr) throw Failure{status};
 }
+
+// Sizes and strides of a tensor of onnxruntime's, which are all contiguous.
+struct Dense {
+  std::vector<int64_t> sizes, strides;
+
+  explicit Dense(std::vector<int64_t> of) : sizes(std::move(of)), strides(sizes.size(), 1) {
+    for (size_t d = sizes.size(); d-- > 1;) strides[d - 1] = strides[d] * sizes[d];
+  }
+
+  View view(void* data) const {
+    return {data, int64_t(sizes.size()), sizes.data(), strides.data()};
+  }
+};
 
 struct Kernel {
   const ort::Interface& interface;
@@ -80,76 +95,34 @@ struct Kernel {
     return sizes;
   }
 
-  // Contiguous, of sizes [batch, channel or group, taps, rows, columns].
-  Operand operand(const ort::Value* value, const std::array<int64_t, 5>& sizes) const {
-    Operand o{};
-    void* data = nullptr;
-    check(interface.data(const_cast<ort::Value*>(value), &data));
-    o.data = static_cast<char*>(data);
-    o.begin = o.data;
-    o.row = sizes[4];
-    o.col = 1;
-    o.tap = o.row * sizes[3];
-    o.channel = o.tap * sizes[2];
-    o.batch = o.channel * sizes[1];
-    o.end = o.data + o.batch * sizes[0] * element_bytes();
-    // As nothing is read across them.
-    for (auto [stride, size] : {std::pair<int64_t*, int64_t>{&o.batch, sizes[0]},
-                                {&o.channel, sizes[1]}, {&o.row, sizes[3]}}) {
-      if (size == 1) *stride = 0;
-    }
-    return o;
-  }
-
-  int64_t element_bytes() const {
-    return storage == Storage::kHalf ? 2 : storage == Storage::kFloat ? 4 : 8;
+  void* data(const ort::Value* value) const {
+    void* pointer = nullptr;
+    check(interface.data(const_cast<ort::Value*>(value), &pointer));
+    return pointer;
   }
 
   void compute(ort::KernelContext* context) const {
     const ort::Value *x = nullptr, *w = nullptr;
     check(interface.input(context, 0, &x));
     check(interface.input(context, 1, &w));
-    const std::vector<int64_t> from = shape(x), of = shape(w);
-    Aggregation call{};
-    std::array<int64_t, 4> to{};
-    if (from.size() == 4) {
-      to = {from[0], from[1], out_size(from[2], kernel[0], stride[0], padding[0], dilation[0]),
-            out_size(from[3], kernel[1], stride[1], padding[1], dilation[1])};
+    const Dense from(shape(x)), of(shape(w));
+    std::vector<int64_t> to(4);
+    if (from.sizes.size() == 4) {
+      to = {from.sizes[0], from.sizes[1],
+            out_size(from.sizes[2], kernel[0], stride[0], padding[0], dilation[0]),
+            out_size(from.sizes[3], kernel[1], stride[1], padding[1], dilation[1])};
     }
-    const int64_t taps = kernel[0] * kernel[1];
-    if (from.size() != 4 || of.size() != 5 || of[0] != from[0] || of[1] < 1 ||
-        from[1] % of[1] != 0 || of[2] != taps || of[3] != to[2] || of[4] != to[3]) {
+    if (from.sizes.size() != 4 || of.sizes.size() != 5 || of.sizes[0] != to[0] ||
+        of.sizes[1] < 1 || to[1] % of.sizes[1] != 0 || of.sizes[2] != kernel[0] * kernel[1] ||
+        of.sizes[3] != to[2] || of.sizes[4] != to[3]) {
       throw std::invalid_argument("LocalAggregation: the shapes of x and w do not fit together");
     }
     ort::Value* y = nullptr;
     check(interface.output(context, 0, to.data(), to.size(), &y));
-    if (to[0] * to[1] * to[2] * to[3] == 0) return;
-    call.task = Task::kForward;
-    call.storage = storage;
-    call.element_bytes = element_bytes();
-    call.interleaved = interleaved;
-    call.source = operand(x, {from[0], from[1], 1, from[2], from[3]});
-    call.kernel = operand(w, {of[0], of[1], of[2], of[3], of[4]});
-    call.target = operand(y, {to[0], to[1], 1, to[2], to[3]});
-    call.batch = from[0];
-    call.groups = of[1];
-    call.shared = from[1] / of[1];
-    call.group_step = interleaved ? 1 : call.shared;
-    call.channel_step = interleaved ? call.groups : 1;
-    call.src_rows = from[2];
-    call.src_cols = from[3];
-    call.ker_rows = call.out_rows = to[2];
-    call.ker_cols = call.out_cols = to[3];
-    call.kernel_h = kernel[0];
-    call.kernel_w = kernel[1];
-    call.stride_h = stride[0];
-    call.stride_w = stride[1];
-    call.pad_h = padding[0];
-    call.pad_w = padding[1];
-    call.dilation_h = dilation[0];
-    call.dilation_w = dilation[1];
+    const Dense result(to);
     threads_of_call = {&interface, context};
-    run(call);
+    run(Task::kForward, storage, from.view(data(x)), of.view(data(w)), result.view(data(y)),
+        {kernel.data(), stride.data(), padding.data(), dilation.data(), interleaved});
   }
 };
 
@@ -195,7 +168,9 @@ template <ort::ElementType type, Storage storage> ort::CustomOperator make_opera
 }  // namespace
 
 int64_t thread_count() {
-  return std::max<int64_t>(1, std::thread::hardware_concurrency());
+  // It is read from the file system.
+  static const int64_t count = std::max<int64_t>(1, std::thread::hardware_concurrency());
+  return count;
 }
 
 void parallel_for(int64_t units, const std::function<void(int64_t, int64_t)>& work) {

@@ -12,8 +12,23 @@ bool run_by_pixel(const Aggregation& call, const Kernels& set);
 // Does any call.
 void run_planar(const Aggregation& call, const Kernels& set);
 
-// Does a call by the kernels that serve it best.
-void run(const Aggregation& call);
+// A tensor as the aggregation sees it, without torch: a map [batch, channels, rows, columns] or
+// kernels [batch, groups, taps, rows, columns]; strides in elements.
+struct View {
+  void* data;
+  int64_t dim;
+  const int64_t *sizes, *strides;
+};
+
+// Every pair is (vertical, horizontal).
+struct Pairs {
+  const int64_t *kernel, *stride, *padding, *dilation;
+  bool interleaved;
+};
+
+// Does a task, see run_on_cpu, by the kernels that serve it best. An empty target is left alone.
+void run(Task task, Storage storage, const View& source, const View& kernel, const View& target,
+         const Pairs& pairs);
 
 // Whether the kernels of a set are compiled for this size of neighbourhood.
 inline bool compiled_square(const Aggregation& call) {

@@ -35,8 +35,8 @@ if UNAVAILABLE:
     portable.register(LIBRARY)
 
 _SHARES = ('block', 'interleaved')
-_standard_only = False
-_exported = aggregate_standard
+# What runs in place of the operator; None for the operator itself.
+_stand_in: Optional[Callable[[Tensor, Tensor, Geometry], Tensor]] = None
 
 
 @contextlib.contextmanager
@@ -51,18 +51,17 @@ def standard_operators(
     Args:
         aggregation: What runs instead, where a runtime has an operator for it.
     """
-    global _standard_only, _exported
-    before = _standard_only, _exported
-    _standard_only, _exported = True, aggregation
+    global _stand_in
+    before, _stand_in = _stand_in, aggregation
     try:
         yield
     finally:
-        _standard_only, _exported = before
+        _stand_in = before
 
 
 def standard_operators_wanted(backend: str) -> bool:
     """Whether this call has to be made of standard torch operators."""
-    return (backend == REFERENCE or _standard_only or is_exporting()
+    return (backend == REFERENCE or _stand_in is not None or is_exporting()
             or in_torch_func())
 
 
@@ -158,7 +157,8 @@ def local_aggregation(x: Tensor, w: Tensor, kernel_size: IntPair, stride: IntPai
     backend = requested_backend(backend)
     if standard_operators_wanted(backend):
         check_same_kind('x and w', x, w)
-        return (aggregate if backend == REFERENCE else _exported)(x, w, geometry)
+        stand_in = aggregate if backend == REFERENCE else _stand_in or aggregate_standard
+        return stand_in(x, w, geometry)
     return forward_op(x, w, *geometry, backend)
 
 

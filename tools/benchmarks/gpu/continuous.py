@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gpu.record import Record
 from gpu.timing import Device
+from gpu.ways import compare_ways
 from mmcontext.ops import direct_conv, explain_method, fft_conv, grouped_conv2d
 
 
@@ -24,7 +25,6 @@ GEOMETRIES = [Geometry(*values) for values in (
     (64, 5, 1, 56), (128, 5, 2, 56), (128, 5, 1, 28), (256, 5, 1, 14), (512, 5, 1, 7),
     (64, 9, 1, 56), (64, 17, 1, 56), (64, 33, 1, 56), (256, 17, 1, 14))]
 _TINY = [Geometry(8, 5, 2, 12)]
-_TOLERANCE = 2e-2
 
 Way = Callable[[Tensor, Tensor, Geometry], Tensor]
 
@@ -59,22 +59,9 @@ def main(record: Record, options: argparse.Namespace) -> None:
         weight = torch.randn(of.channels, 1, of.kernel, of.kernel, device=options.device,
                              dtype=x.dtype)
         expected = _layout_kept(x.float(), weight.float(), of)
-        x.requires_grad_(), weight.requires_grad_()
-        chosen = explain_method(x, weight, of.stride, of.kernel // 2, groups=of.channels)['chosen']
-        for name, way in WAYS.items():
-            if way is _tensor_cores and of.kernel > 9:
-                continue
-            with record.attempt(f'{name}, {tuple(of)}'):
-                y = way(x, weight, of)
-                error = ((y - expected).abs().max() / expected.abs().max()).item()
-                if error > _TOLERANCE:
-                    record.fail(f'{name}, {tuple(of)}', f'error {error:.1e}')
-                    continue
-                grad = torch.randn_like(y)
-                steps = {'forward': lambda: way(x.detach(), weight.detach(), of),
-                         'both': lambda: torch.autograd.grad(way(x, weight, of), (x, weight),
-                                                             grad)}
-                times = {f'{mode}_us': round(clocks.gpu_us(step, 10), 1)
-                         for mode, step in steps.items()}
-                record.row('continuous', geometry=str(tuple(of)), way=name, **times,
-                           auto_chooses=chosen)
+        chosen = explain_method(x.requires_grad_(), weight, of.stride, of.kernel // 2,
+                                groups=of.channels)['chosen']
+        ways = {name: lambda x, weight, way=way: way(x, weight, of) for name, way in WAYS.items()
+                if way is not _tensor_cores or of.kernel <= 9}
+        compare_ways(record, 'continuous', of, ways, x, weight, expected,
+                     {'': lambda step: clocks.gpu_us(step, 10)}, auto_chooses=chosen)

@@ -1,6 +1,6 @@
 """(e) Convolutions of kernel 1 by cuDNN, and as matrix products of channels-last maps."""
 import argparse
-from typing import Callable, Dict, NamedTuple
+from typing import Dict, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gpu.record import Record
 from gpu.timing import Device
+from gpu.ways import Way, compare_ways
 
 
 class Geometry(NamedTuple):
@@ -23,7 +24,6 @@ GEOMETRIES = [Geometry(*values) for values in (
     (256, 1024, 14), (2048, 512, 7), (512, 2048, 7), (64, 16, 56), (16, 196, 56), (128, 32, 28),
     (32, 392, 28), (64, 784, 14), (128, 1568, 7), (128, 64, 56), (64, 72, 56), (512, 64, 1))]
 _TINY = [Geometry(8, 12, 5)]
-_TOLERANCE = 2e-2
 
 
 def by_product(x: Tensor, weight: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def by_product(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(pixels, weight[:, :, 0, 0]).permute(0, 3, 1, 2)
 
 
-WAYS: Dict[str, Callable[[Tensor, Tensor], Tensor]] = {'conv2d': F.conv2d, 'linear': by_product}
+WAYS: Dict[str, Way] = {'conv2d': F.conv2d, 'linear': by_product}
 
 
 def main(record: Record, options: argparse.Namespace) -> None:
@@ -46,18 +46,6 @@ def main(record: Record, options: argparse.Namespace) -> None:
         weight = torch.randn(of.outputs, of.channels, 1, 1, device=options.device,
                              dtype=torch.bfloat16)
         expected = F.conv2d(x.float(), weight.float())
-        x.requires_grad_(), weight.requires_grad_()
-        for name, way in WAYS.items():
-            with record.attempt(f'{name}, {tuple(of)}'):
-                y = way(x, weight)
-                error = ((y - expected).abs().max() / expected.abs().max()).item()
-                if error > _TOLERANCE:
-                    record.fail(f'{name}, {tuple(of)}', f'error {error:.1e}')
-                    continue
-                grad = torch.randn_like(y)
-                steps = {'forward': lambda: way(x, weight),
-                         'both': lambda: torch.autograd.grad(way(x, weight), (x, weight), grad)}
-                times = {f'{where}_{mode}_us': round(clock(step, 15), 1)
-                         for mode, step in steps.items()
-                         for where, clock in (('gpu', clocks.gpu_us), ('host', clocks.host_us))}
-                record.row('pointwise', geometry=str(tuple(of)), way=name, **times)
+        compare_ways(record, 'pointwise', of, WAYS, x, weight, expected,
+                     {'gpu_': lambda step: clocks.gpu_us(step, 15),
+                      'host_': lambda step: clocks.host_us(step, 15)})
