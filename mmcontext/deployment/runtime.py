@@ -1,5 +1,6 @@
 """Exported graphs in onnxruntime, alone and in the place of a config's network."""
 import json
+from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
 import numpy as np
@@ -39,12 +40,14 @@ class OnnxGraph:
         options.log_severity_level = 4
         try:
             if library:
-                options.register_custom_ops_library(library)
+                # (A bare name is looked for where the system has its libraries.)
+                options.register_custom_ops_library(str(Path(library).resolve()))
             self._session = onnxruntime.InferenceSession(
                 path, options, providers=['CPUExecutionProvider'])
         except Exception as error:  # onnxruntime has no common base of its own
-            raise UserError(f'{path} cannot be loaded by onnxruntime (a file with own operators '
-                            f'needs --library): {first_line(error)}') from error
+            hint = '' if library else ' (a file with own operators needs --library)'
+            raise UserError(f'{path} cannot be loaded by onnxruntime{hint}: '
+                            f'{first_line(error)}') from error
         entries = self._session.get_modelmeta().custom_metadata_map
         try:
             self.metadata = {key: json.loads(entries[key]) for key in _KEYS

@@ -12,6 +12,7 @@ from torch import nn
 
 from mmcontext.deployment.graph import Graph, export
 from mmcontext.deployment.onnxruntime_library import DOMAIN, LIBRARY_NAME, write_library
+from mmcontext.deployment.runtime import OnnxGraph
 from mmcontext.ops import local_aggregation
 from mmcontext.ops.local_aggregation import Geometry
 from mmcontext.ops.local_aggregation.reference import aggregate
@@ -118,9 +119,20 @@ def test_tools_write_compare_and_run_it(library, tmp_path, monkeypatch, capsys):
     cv2.imwrite(str(tmp_path / 'image.png'), np.zeros((40, 40, 3), np.uint8))
     command = [sys.executable, str(ROOT / 'tools/deployment/infer_onnx.py'), model,
                str(tmp_path / 'image.png')]
-    done = subprocess.run([*command, '--library', str(tmp_path / LIBRARY_NAME)],
+    # By its bare name, as the page says.
+    done = subprocess.run([*command, '--library', LIBRARY_NAME], cwd=tmp_path,
                           capture_output=True, text=True)
     assert done.returncode == 0 and 'ms' in done.stdout
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert '--library' in done.stderr
+    quantize = load_tool('deployment/quantize_onnx.py')
+    for arguments, status in ((['--fp16'], 0), (['--config', str(
+            ROOT / 'configs/cednet/cednet26_digits.py')], 1)):
+        monkeypatch.setattr(sys, 'argv', ['quantize_onnx.py', model, '--library', library,
+                                          *arguments])
+        assert quantize.run(quantize.main) == status
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    whole, half = (OnnxGraph(str(tmp_path / name), library)(torch.from_numpy(images))['logits']
+                   for name in ('model.onnx', 'model_fp16.onnx'))
+    assert_near(torch.from_numpy(half), torch.from_numpy(whole), 1e-2)

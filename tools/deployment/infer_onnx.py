@@ -67,12 +67,13 @@ def load(path: str, library: Optional[str] = None
     options.log_severity_level = 4  # What is raised is told once.
     try:
         if library:
-            options.register_custom_ops_library(library)
+            # (A bare name is looked for where the system has its libraries.)
+            options.register_custom_ops_library(str(Path(library).resolve()))
         session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     except Exception as error:  # onnxruntime has no common base of its own
         reason = str(error).partition('\n')[0]
-        raise UsageError(f'{path} cannot be loaded by onnxruntime (a file with own operators '
-                         f'needs --library): {reason}') from error
+        hint = '' if library else ' (a file with own operators needs --library)'
+        raise UsageError(f'{path} cannot be loaded by onnxruntime{hint}: {reason}') from error
     entries = session.get_modelmeta().custom_metadata_map
     try:
         metadata = {key: json.loads(entries[key]) for key in _KEYS

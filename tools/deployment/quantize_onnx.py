@@ -46,6 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--keep', metavar='PATTERN',
                         help='leave layers in float32 whose name matches this regular expression, '
                         'e.g. span for those that make the kernels of involutions')
+    parser.add_argument('--library', help='what export_onnx.py --own-operators wrote beside it')
     parser.add_argument('--fp16', action='store_true', help='float16 instead of int8')
     parser.add_argument('--out', help='file to write (default: MODEL_int8.onnx, MODEL_fp16.onnx)')
     add_cfg_options(parser)
@@ -215,7 +216,7 @@ def main() -> None:
     """Command line entry point."""
     args = parse_args()
     args.launcher, args.work_dir, args.local_rank = 'none', None, 0
-    graph = OnnxGraph(args.model)
+    graph = OnnxGraph(args.model, args.library)
     try:
         import onnx  # noqa: F401
     except ImportError as error:
@@ -232,7 +233,7 @@ def main() -> None:
         to_int8(args.model, out, calibration_images(cfg, graph, args.calibration),
                 args.keep)
     keep_metadata(args.model, out)
-    OnnxGraph(out)
+    OnnxGraph(out, args.library)
     before, after = (os.path.getsize(name) / 2**20 for name in (args.model, out))
     print(f'{out}: {after:.1f} MiB, {before:.1f} before')
 
