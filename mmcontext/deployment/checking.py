@@ -1,9 +1,10 @@
 """Whether an exported graph gives what the network gives in torch."""
-from typing import Dict, List, NamedTuple, Optional, Tuple
+import copy
+from typing import List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmcontext.deployment.graph import Detection, Graph, Segmentation
 from mmcontext.deployment.preprocess import Normalisation, Preprocess
@@ -114,7 +115,9 @@ def compare(graph: Graph, onnx: OnnxGraph, inputs: Tuple[Tensor, ...]) -> Agreem
     actual = onnx(*inputs)
     with torch.no_grad():
         if isinstance(graph.module, Detection):
-            return _compare_detections(graph, actual, inputs)
+            samples, images = samples_of(graph, inputs)
+            return join([match(*pair) for pair in zip(
+                predicted(graph, samples, images), instances(actual, samples, graph.metadata))])
         expected = graph.module(*inputs)
     name, = actual
     actual = torch.from_numpy(actual[name])
@@ -127,19 +130,31 @@ def compare(graph: Graph, onnx: OnnxGraph, inputs: Tuple[Tensor, ...]) -> Agreem
     return Agreement(((actual - expected).abs().max() / expected.abs().max()).item())
 
 
-def _compare_detections(graph: Graph, actual: Dict[str, np.ndarray],
-                        inputs: Tuple[Tensor, ...]) -> Agreement:
+def predicted(graph: Graph, samples: list, images: Tensor,
+              model: Optional[nn.Module] = None) -> list:
+    """Detections (InstanceData) of every image in torch.
+
+    Args:
+        graph: Of a detector.
+        samples, images: See :func:`samples_of`.
+        model: In the place of the graph's, of any dtype.
+    """
+    model = model or graph.model
+    images = images.to(next(model.parameters()).dtype)
+    with torch.no_grad():
+        return [sample.pred_instances
+                for sample in model.predict(images, copy.deepcopy(samples), rescale=True)]
+
+
+def samples_of(graph: Graph, inputs: Tuple[Tensor, ...]) -> Tuple[list, Tensor]:
+    """What a detector's ``predict`` wants to know of a graph's inputs, and normalised images."""
     from mmdet.structures import DetDataSample
     images = inputs[0] if graph.module.preprocess is None else graph.module.preprocess(inputs[0])
     sizes = inputs[1].tolist() if len(inputs) > 1 else [inputs[0].shape[1:3]] * len(images)
-    samples = [DetDataSample(metainfo=dict(
+    return [DetDataSample(metainfo=dict(
         img_shape=tuple(size), ori_shape=tuple(size), scale_factor=(1., 1.),
         pad_shape=tuple(images.shape[2:]), batch_input_shape=tuple(images.shape[2:])))
-        for size in sizes]
-    results = instances(actual, samples, graph.metadata)
-    expected = graph.model.predict(images, samples, rescale=True)
-    return join([match(sample.pred_instances, result)
-                 for sample, result in zip(expected, results)])
+        for size in sizes], images
 
 
 def join(parts: List[Agreement]) -> Agreement:

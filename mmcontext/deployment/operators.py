@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmcontext.deployment.onnxruntime_library import DOMAIN
 from mmcontext.ops import standard_operators
+from mmcontext.ops.conv_norm_act import spatial_mean
 from mmcontext.ops.local_aggregation.backends import Geometry
 from mmcontext.ops.local_aggregation.standard import aggregate_standard
 from mmcontext.ops.tracing import untraced
@@ -196,7 +197,7 @@ def adaptive_avg_pool2d(x: Tensor, output_size) -> Tensor:
     rows, columns = (given if given is not None else size
                      for given, size in zip(sizes, x.shape[-2:]))
     if (rows, columns) == (1, 1):
-        return x.mean(dim=(-2, -1), keepdim=True)
+        return spatial_mean(x)
     return (_bin_weights(x.shape[-2], rows, x) @ x
             @ _bin_weights(x.shape[-1], columns, x).transpose(0, 1))
 

@@ -8,6 +8,7 @@ from mmcontext.layers._modules import is_plain
 from mmcontext.layers.involution import Involution2d
 from mmcontext.ops.arguments import IntPair
 from mmcontext.ops.channel_gate import gate_by_convolution, grouped_product
+from mmcontext.ops.conv_norm_act import spatial_mean
 from mmcontext.ops.tracing import is_symbolic
 from mmcontext.registry import MODELS
 
@@ -67,11 +68,11 @@ class CVolution2d(Involution2d):
     def gate_values(self, x: Tensor) -> Tensor:
         """The gate [B, in_channels, 1, 1]: mean of the padded convolution, border included."""
         if not self._gate_by_sum(x):
-            return self.gate(x).mean(dim=(2, 3), keepdim=True)
+            return spatial_mean(self.gate(x))
         if torch.jit.is_tracing():
             # A trace takes the sizes for constants; these are the same ones, zero by zero.
             rows, cols = (pad - _GATE_KERNEL // 2 for pad in self.gate_padding)
-            total = F.pad(x, (cols, cols, rows, rows)).mean(dim=(2, 3))
+            total = spatial_mean(F.pad(x, (cols, cols, rows, rows))).flatten(1)
         else:
             total = x.sum(dim=(2, 3)) / self._gate_pixels(x)
         return grouped_product(total, self.gate.weight, self.gate.groups)

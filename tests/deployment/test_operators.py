@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerances import DOUBLE, SINGLE_LAYERS, assert_close
+from tolerances import DOUBLE, SINGLE_LAYERS, assert_close, assert_near
 from torch import nn
 
 from mmcontext.deployment.operators import (
@@ -12,6 +12,7 @@ from mmcontext.deployment.operators import (
     keep_best,
     paste_masks,
 )
+from mmcontext.layers import CVolution2d
 
 pytest.importorskip('mmdet')
 from mmcv.ops import batched_nms  # noqa: E402
@@ -109,6 +110,23 @@ def test_masks_are_pasted_as_by_mmdet():
 def test_pooling_is_that_of_torch(size):
     x = torch.randn(2, 3, 13, 7, dtype=torch.float64)
     assert_close(adaptive_avg_pool2d(x, size), F.adaptive_avg_pool2d(x, size), DOUBLE)
+
+
+class _Gate(CVolution2d):
+    forward = CVolution2d.gate_values
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('module', [
+    nn.AdaptiveAvgPool2d(1), _Gate(16), _Gate(16, kernel_size=3)])
+def test_means_of_large_maps_are_as_exact_as_in_torch(module, tmp_path):
+    for parameter in module.parameters():
+        parameter.data.abs_()
+    x = torch.rand(1, 16, 256, 320)
+    actual, = _run(module, (x, ), (x, ), str(tmp_path / 'mean.onnx'), {'x': {}})
+    with torch.no_grad():
+        exact = module.double()(x.double())
+    assert_near(torch.from_numpy(actual), exact, 1e-6)  # a plain mean: up to 1e-5
 
 
 @pytest.mark.filterwarnings('ignore')

@@ -10,6 +10,7 @@ size. A photograph is compared at two sizes, the first one alone and all of them
 --out holds already is not done again.
 """
 import argparse
+import copy
 import json
 import sys
 import tempfile
@@ -17,13 +18,23 @@ import time
 import warnings
 from pathlib import Path
 from typing import Iterator, List, Tuple
+from unittest.mock import patch
 
 import cv2
 import numpy as np
 import torch
+from mmcv.ops.nms import NMSop
 from mmengine.config import Config
 
-from mmcontext.deployment.checking import compare, image_inputs
+from mmcontext.deployment.checking import (
+    Agreement,
+    compare,
+    image_inputs,
+    join,
+    match,
+    predicted,
+    samples_of,
+)
 from mmcontext.deployment.graph import Graph, build_graph, export
 from mmcontext.deployment.runtime import OnnxGraph
 from mmcontext.deployment.untrained import make_decided
@@ -109,9 +120,24 @@ def measure(path: Path, images: List[str], folder: str) -> dict:
                seconds=round(time.perf_counter() - start, 1),
                mib=round(Path(file).stat().st_size / 2**20, 1), nodes=count_nodes(file))
     onnx = OnnxGraph(file)
-    cases = [compare(graph, onnx, inputs) for inputs in inputs_of(graph, images)]
-    return {**row, 'equal': [bool(case) for case in cases],
-            'cases': [case._asdict() for case in cases]}
+    inputs = inputs_of(graph, images)
+    cases = [compare(graph, onnx, given) for given in inputs]
+    row.update(equal=[bool(case) for case in cases], cases=[case._asdict() for case in cases])
+    if row['task'] == 'detection' and not all(cases):
+        row['rounding'] = [rounding(graph, given)._asdict() for given in inputs]
+    return row
+
+
+def rounding(graph: Graph, inputs: Tuple[torch.Tensor, ...]) -> Agreement:
+    """How far a detector in float32 is from itself in float64, both in torch: a difference of the
+    file that is no larger tells of the network."""
+    samples, images = samples_of(graph, inputs)
+    found = [result.clone() for result in predicted(graph, samples, images)]
+    suppress = NMSop.apply  # Takes float32 alone.
+    with patch.object(NMSop, 'apply', lambda boxes, scores, *options: suppress(
+            boxes.float(), scores.float(), *options)):
+        exact = predicted(graph, samples, images, copy.deepcopy(graph.model).double())
+    return join([match(*pair) for pair in zip(exact, found)])
 
 
 def count_nodes(path: str) -> int:
