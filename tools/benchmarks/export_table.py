@@ -23,6 +23,7 @@ from unittest.mock import patch
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmcv.ops.nms import NMSop
 from mmengine.config import Config
 
@@ -133,9 +134,11 @@ def rounding(graph: Graph, inputs: Tuple[torch.Tensor, ...]) -> Agreement:
     file that is no larger tells of the network."""
     samples, images = samples_of(graph, inputs)
     found = [result.clone() for result in predicted(graph, samples, images)]
-    suppress = NMSop.apply  # Takes float32 alone.
+    suppress, sample = NMSop.apply, F.grid_sample  # mmcv's and mmdet's for float32 alone
     with patch.object(NMSop, 'apply', lambda boxes, scores, *options: suppress(
-            boxes.float(), scores.float(), *options)):
+            boxes.float(), scores.float(), *options)), \
+            patch.object(F, 'grid_sample', lambda masks, grid, **options: sample(
+                masks, grid.to(masks.dtype), **options)):
         exact = predicted(graph, samples, images, copy.deepcopy(graph.model).double())
     return join([match(*pair) for pair in zip(exact, found)])
 
