@@ -21,7 +21,8 @@ def test_networks_cost_within_a_fifth_of_resnet(tool):
     assert all(0.8 < flops / counts['ResNet'] < 1.2 for flops in counts.values()), counts
 
 
-def test_a_slice_ends_after_an_epoch_and_the_next_goes_on(tool, tmp_path, monkeypatch):
+@pytest.mark.parametrize('options', [[], ['--bfloat16']], ids=['float32', 'bfloat16'])
+def test_a_slice_ends_after_an_epoch_and_the_next_goes_on(tool, options, tmp_path, monkeypatch):
     random = np.random.RandomState(0)
     for split in ('train', 'test'):
         for label in '01':
@@ -33,7 +34,7 @@ def test_a_slice_ends_after_an_epoch_and_the_next_goes_on(tool, tmp_path, monkey
     work_dir = tmp_path / 'runs'
     monkeypatch.setitem(tool.NETWORKS, 'CoResNet', 8)
     argv = ['train_cifar10.py', str(tmp_path), '--epochs', '3', '--networks', 'CoResNet',
-            '--work-dir', str(work_dir)]
+            '--work-dir', str(work_dir), '--workers', '0', *options]
     path = work_dir / 'results.json'
     monkeypatch.setattr('sys.argv', [*argv, '--minutes', '0.0001'])
     for slices in (1, 2):
@@ -41,3 +42,5 @@ def test_a_slice_ends_after_an_epoch_and_the_next_goes_on(tool, tmp_path, monkey
         tool.main()
         assert list(json.loads(path.read_text())['CoResNet, 0']['epochs']) == [
             str(i + 1) for i in range(slices)]
+    device = json.loads(path.read_text())['CoResNet, 0']['device']
+    assert device.endswith('bfloat16') == bool(options)

@@ -16,6 +16,7 @@ last epoch.
 it. results.json in the work directory keeps accuracy, seconds and images per second by epoch.
 """
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -25,6 +26,8 @@ from typing import List, Optional
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner, find_latest_checkpoint
 from mmpretrain.models.backbones.resnet import Bottleneck
 from mmpretrain.models.backbones.resnet_cifar import ResNet_CIFAR
@@ -35,6 +38,17 @@ from mmcontext.models.backbones import CedNet, CoResNet, CoTNet, PyConvResNet, R
 from mmcontext.registry import MODELS
 
 BLOCKS = (1, 2, 4, 1)
+
+
+@OPTIM_WRAPPERS.register_module()
+class Bfloat16OptimWrapper(OptimWrapper):
+    """mmengine's own for mixed precision is for accelerators alone."""
+
+    @contextlib.contextmanager
+    def optim_context(self, model: nn.Module):
+        device = next(model.parameters()).device.type
+        with super().optim_context(model), torch.autocast(device, torch.bfloat16):
+            yield
 
 
 @MODELS.register_module()
@@ -83,9 +97,11 @@ class Slice(Hook):
 
     def after_val_epoch(self, runner, metrics: Optional[dict] = None) -> None:
         results = json.loads(self.path.read_text()) if self.path.is_file() else {}
-        row = results.setdefault(self.name, dict(
-            device=torch.cuda.get_device_name() if torch.cuda.is_available() else
-            f'CPU, {torch.get_num_threads()} threads', epochs={}))
+        device = (torch.cuda.get_device_name() if torch.cuda.is_available() else
+                  f'CPU, {torch.get_num_threads()} threads')
+        if isinstance(runner.optim_wrapper, Bfloat16OptimWrapper):
+            device += ', bfloat16'
+        row = results.setdefault(self.name, dict(device=device, epochs={}))
         images = len(runner.train_dataloader.dataset)
         row['epochs'][str(runner.epoch)] = dict(
             top1=round(float(metrics['accuracy/top1']), 2), seconds=round(self.seconds, 1),
@@ -96,7 +112,8 @@ class Slice(Hook):
 
 
 def make_config(data: str, network: str, epochs: int, seed: int, work_dir: str,
-                width: Optional[int] = None, workers: int = 2) -> Config:
+                width: Optional[int] = None, workers: int = 2,
+                bfloat16: bool = False) -> Config:
     """Config of one training run."""
     width = width or NETWORKS[network]
     options = dict(stem_channels=width) if network == 'ResNet' else dict(
@@ -130,6 +147,7 @@ def make_config(data: str, network: str, epochs: int, seed: int, work_dir: str,
         val_dataloader=loader(test_folder(data), 500, []),
         val_evaluator=dict(type='Accuracy', topk=(1, )),
         optim_wrapper=dict(
+            type='Bfloat16OptimWrapper' if bfloat16 else 'OptimWrapper',
             optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True),
             paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0.)),
         param_scheduler=[
@@ -173,6 +191,8 @@ def main() -> None:
     parser.add_argument('--work-dir', default='work_dirs/cifar10',
                         help='logs, checkpoints and results.json')
     parser.add_argument('--workers', type=int, default=2, help='processes that load images')
+    parser.add_argument('--bfloat16', action='store_true',
+                        help='train under autocast, channels-last')
     parser.add_argument('--table', action='store_true', help='print what results.json has')
     args = parser.parse_args()
     path = Path(args.work_dir, 'results.json')
@@ -197,9 +217,11 @@ def main() -> None:
                 return
             work_dir = Path(args.work_dir, f'{network}_{seed}')
             cfg = make_config(args.data, network, args.epochs, seed, str(work_dir),
-                              workers=args.workers)
+                              workers=args.workers, bfloat16=args.bfloat16)
             cfg.resume = work_dir.is_dir() and find_latest_checkpoint(str(work_dir)) is not None
             runner = Runner.from_cfg(cfg)
+            if args.bfloat16:
+                runner.model.to(memory_format=torch.channels_last)
             runner.register_hook(Slice(path, name, deadline))
             runner.train()
             trained += 1
