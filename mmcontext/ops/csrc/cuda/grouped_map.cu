@@ -9,7 +9,7 @@ constexpr int kPixel = 2 * GROUPS * kTarget;           // bytes of a pixel of th
 static_assert(kPixel % 16 == 0, "results are stored by 16 bytes");
 
 // Load the banded weights in the fragment layout of mma's second operand, permuted along the
-// summed dimension so that the 4 elements of a thread are contiguous in memory.
+// summed dimension so that the 4 elements of a thread are contiguous in the window.
 DEVICE void load_bands(const GroupedParameters& p, const Worker& me,
                        unsigned (&bands)[KERNEL][kSteps][TILES][2]) {
   const int group = static_cast<int>(blockIdx.y) * GROUPS + me.group;
