@@ -1,7 +1,7 @@
 """Train the families' networks of depth 26 on CIFAR-10, all with the same recipe, in slices.
 
     python tools/benchmarks/train_cifar10.py data/cifar10_60k --epochs 100 --minutes 30
-    python tools/benchmarks/train_cifar10.py data/cifar10_60k --epochs 100 --minutes 30   # continues
+    python tools/benchmarks/train_cifar10.py data/cifar10_60k --epochs 100 --minutes 30  # resume
     python tools/benchmarks/train_cifar10.py --table
 
 The data are in ImageNet layout: folders train and test (or val) with one folder per class. Every
