@@ -42,7 +42,7 @@ DEVICE constexpr int seen(int targets) {
   return TRANSPOSED ? kMargin + (targets - 1 + kPad) / STRIDE + 1
                     : STRIDE * (targets - 1) + KERNEL;
 }
-// Source rows that so many target rows advance by.
+// Distance, in source rows, between target rows that are `targets` apart.
 DEVICE constexpr int step(int targets) {
   return TRANSPOSED ? targets / STRIDE : targets * STRIDE;
 }
