@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the C++ kernels, where torch and a compiler are found, and
+"""What pyproject.toml cannot express: the C++ kernels, if torch and a compiler are found, and
 configs and tools inside the package."""
 import os
 import re
@@ -24,12 +24,12 @@ except ImportError:  # setuptools < 70.1
 ROOT = Path(__file__).resolve().parent
 # What mim and `_base_ = 'mmcontext::...'` look for in the .mim folder of an installed package.
 MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
-# Says in mmcontext/ops why there are no kernels, for the first call that would use them.
+# File in mmcontext/ops that says why there are no kernels, for the first call that needs them.
 MISSING_NOTE = '_native_missing.txt'
 
 
 def version(kernels: bool) -> str:
-    """The version in mmcontext/version.py; of a wheel with kernels, with the torch they are for."""
+    """The version in mmcontext/version.py; with kernels, also the torch they are built for."""
     text = (ROOT / 'mmcontext/version.py').read_text()
     plain = re.search(r"__version__ = '([^']+)'", text).group(1)
     if not kernels or 'sdist' in sys.argv:
@@ -38,12 +38,12 @@ def version(kernels: bool) -> str:
 
 
 def mim_content() -> list:
-    """The entries of MIM_CONTENT that are there."""
+    """The entries of MIM_CONTENT that exist."""
     return [name for name in MIM_CONTENT if (ROOT / name).exists()]
 
 
 def link_mim() -> None:
-    """Show configs and tools in mmcontext/.mim of this folder (editable install)."""
+    """Link configs and tools into mmcontext/.mim of this folder (editable install)."""
     mim = ROOT / 'mmcontext/.mim'
     mim.mkdir(exist_ok=True)
     for name in mim_content():
@@ -53,13 +53,13 @@ def link_mim() -> None:
 
 
 class BuildPy(build_py):
-    """Puts configs, tools and model-index.yml into the package."""
+    """Adds configs, tools and model-index.yml to the package."""
 
     def run(self) -> None:
         package = ROOT if self.editable_mode else Path(self.build_lib)
         package /= 'mmcontext'
         if not self.editable_mode:
-            # Kernels for another torch may lie there from an earlier build.
+            # An earlier build may have left kernels for another torch.
             shutil.rmtree(package, ignore_errors=True)
         super().run()
         note_missing(package, missing_kernels)
@@ -78,7 +78,7 @@ class BuildPy(build_py):
 
 
 class Sdist(sdist):
-    """Puts what BuildPy needs into the source package."""
+    """Adds what BuildPy needs to the source distribution."""
 
     def make_distribution(self) -> None:
         for name in (*mim_content(), 'mmcontext', 'README.md', 'LICENSE'):
@@ -93,7 +93,7 @@ class Sdist(sdist):
 
 
 class BdistWheel(bdist_wheel):
-    """The kernels call no Python: a wheel is for one torch and for every Python."""
+    """The kernels do not use Python's ABI: a wheel is for one torch, but for any Python."""
 
     def get_tag(self) -> tuple:
         python, abi, platform = super().get_tag()
@@ -101,13 +101,13 @@ class BdistWheel(bdist_wheel):
 
 
 def torch_version() -> tuple:
-    """Major and minor version of the torch that is built for."""
+    """Major and minor version of the torch to build for."""
     import torch
     return tuple(torch.__version__.split('.')[:2])
 
 
 def show_torch() -> None:
-    """Make the environment's torch importable where pip builds in isolation from it."""
+    """Make the environment's torch importable when pip builds in isolation."""
     for folder in (sysconfig.get_path('platlib'), sysconfig.get_path('purelib')):
         if find_spec('torch') is None and folder not in sys.path:
             sys.path.append(folder)
@@ -115,14 +115,14 @@ def show_torch() -> None:
     if torch.__version__ < '2.2':
         import pkg_resources
 
-        # Its cpp_extension takes packaging from there, where setuptools 70 does not have it.
+        # Its cpp_extension imports packaging from there, and setuptools 70 no longer has it.
         if not hasattr(pkg_resources, 'packaging'):
             import packaging
             pkg_resources.packaging = packaging
 
 
 def native_kernels() -> dict:
-    """setup() arguments for the C++ kernels; {'missing': reason} where they cannot be built.
+    """setup() arguments for the C++ kernels; {'missing': reason} if they cannot be built.
 
     ``MMCONTEXT_WITH_NATIVE=0`` leaves them out. The package works without them, more slowly
     on CPU. ``MMCONTEXT_SANITIZE=address`` builds them for the address sanitizer
@@ -138,7 +138,7 @@ def native_kernels() -> dict:
         return {'missing': f'torch could not be imported when mmcontext was installed ({error})'}
 
     class OptionalBuildExtension(BuildExtension):
-        """Goes on without the kernels where they do not compile."""
+        """Continues without the kernels if they do not compile."""
 
         def run(self) -> None:
             try:
@@ -148,21 +148,21 @@ def native_kernels() -> dict:
                 editable = self.inplace or getattr(self, 'editable_mode', False)
                 package = ROOT if editable else Path(self.build_lib)
                 note_missing(package / 'mmcontext', reason)
-                # Older kernels may be there, of other sources.
+                # There may be outdated kernels from other sources.
                 Path(self.get_ext_fullpath(self.extensions[0].name)).unlink(missing_ok=True)
                 self.extensions = []
 
     flags = ([] if sys.platform == 'win32' else
              ['-O3', '-g0', '-fopenmp', '-ffp-contract=fast', '-Wno-psabi',
               '-Wno-unknown-pragmas'])
-    # GCC's OpenMP comes with torch; clang's is another library.
+    # GCC's OpenMP runtime comes with torch; clang's is a different library.
     link = ['-fopenmp'] if 'clang' in os.environ.get('CXX', '') else []
     sanitizer = os.environ.get('MMCONTEXT_SANITIZE')
     if sanitizer:
         flags += [f'-fsanitize={sanitizer}', '-fno-omit-frame-pointer', '-O1', '-g1']
         link += [f'-fsanitize={sanitizer}']
-    # torch's C++ interface changes with its minor version: mmcontext/ops/native_library.py loads
-    # the library that carries the running one's in its name.
+    # torch's C++ ABI changes with its minor version: mmcontext/ops/native_library.py loads the
+    # library with the running version in its name.
     extension = CppExtension(f'mmcontext.ops._native_torch{"_".join(torch_version())}', sources,
                              extra_compile_args=flags, extra_link_args=link)
     return {'ext_modules': [extension],
@@ -171,7 +171,7 @@ def native_kernels() -> dict:
 
 
 def note_missing(package: Path, reason: str) -> None:
-    """Leave a note in the package, and a line on the screen, why there are no kernels; or none."""
+    """Write why there are no kernels to a file in the package and to stderr; '' for no file."""
     note = package / 'ops' / MISSING_NOTE
     note.unlink(missing_ok=True)
     if reason:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install and test this repository in the environments that its users have, as README.md says.
+# Install and test this repository in the environments that its users have, following README.md.
 # Usage: check_matrix.sh [--keep] [CELL...]   (all cells without one)
 set -euo pipefail
 
@@ -38,9 +38,9 @@ unset PYTHONPATH  # nothing but what is installed
 WORK=$(mktemp -d "${TMPDIR:-/tmp}/mmcontext-matrix.XXXXXX")
 [ "$KEEP" = 1 ] && echo "environments and logs: $WORK" || trap 'rm -rf "$WORK"' EXIT
 
-# The line that README.md gives for an installation, so that it is what is tried.
+# The line that README.md gives for an installation, so that exactly this is tested.
 INSTALL=$(sed -n '/^## Install/,/^## /s/^    \(pip install .* -e \.\)$/\1/p' "$ROOT/README.md")
-# And what it says of wheels.
+# And the one for wheels.
 WHEEL=$(sed -n '/^## Install/,/^## /s/^    \(pip wheel .* \.\)$/\1/p' "$ROOT/README.md")
 [ "$(wc -l <<< "$INSTALL")" = 1 ] && [ -n "$INSTALL" ] && [ -n "$WHEEL" ] || {
     echo "check_matrix.sh: error: README.md, Install, has not one line 'pip install ... -e .'" \
@@ -53,16 +53,16 @@ PINNED="-c $ROOT/tools/constraints.txt setuptools wheel ninja torch torchvision 
 LITE="mmengine==0.10.7 mmcv-lite==2.1.0 mmpretrain==1.2.0"
 PARTS="tests/ops tests/layers tests/models tests/converters"
 
-# Run in an environment's own words: `pip` and `python` are its.
+# Run a command with the environment's own `pip` and `python`.
 inside() { (cd "$SOURCE" && export PATH="$ENV/bin:$PATH" && eval "$*"); }
 
-# make_environment PYTHON PACKAGES: what the users have before they install this one.
+# make_environment PYTHON PACKAGES: what users have before they install this package.
 make_environment() {
     "$1" -m venv "$ENV"
     inside "pip install --disable-pip-version-check ${*:2}"
 }
 
-# The files of this repository, as git has them or would take them.
+# The files of this repository, tracked or not ignored by git.
 copy_clone() {
     mkdir -p "$SOURCE"
     (cd "$ROOT" && git ls-files -z --cached --others --exclude-standard |
@@ -104,13 +104,13 @@ prepare() {
             mv "$SOURCE"/dist/*.whl "$WORK/$1/"
             rm -rf "$ENV"
             make_environment "$python" "$PINNED" $LITE $TESTING
-            # No clone beside the tests, and no compiler.
+            # The tests without the clone, and no compiler.
             mv "$SOURCE/tests" "$WORK/$1/tests"
             rm -rf "$SOURCE"
             mkdir "$SOURCE"
             mv "$WORK/$1/tests" "$SOURCE/tests"
             INSTALL="CC=false CXX=false pip install $WORK/$1/mmcontext_vision-*.whl"
-            # But for tests of the clone's sources.
+            # Except tests of the clone's sources.
             TESTS="tests/ops tests/layers --ignore=tests/ops/cuda_emulation
                 --ignore=tests/ops/test_cuda.py --ignore=tests/ops/test_cuda_machine_code.py" ;;
         editable)
@@ -120,7 +120,7 @@ prepare() {
     esac
 }
 
-# What only a wheel shows: tools and configs come with the package.
+# Only a wheel can show that tools and configs come with the package.
 use_wheel() {
     inside "python -m mmcontext digits_imagenet && python -m mmcontext train \
         mmcontext::cednet/cednet26_digits.py --cfg-options train_cfg.max_epochs=1"
@@ -168,7 +168,7 @@ for cell in ${CHOSEN:-$CELLS}; do
     SOURCE=$WORK/$cell/clone ENV=$WORK/$cell/env INSTALL=$DOCUMENTED
     printf '\n== %s\n' "$cell"
     copy_clone
-    # (Not in a condition: that would switch -e off inside.)
+    # (Not in a condition: that would disable -e inside.)
     set +e
     (set -e; prepare "$cell"; inside "$INSTALL"; declare -p TESTS > "$WORK/$cell.vars")
     installed=$?

@@ -1,5 +1,5 @@
 # Sourced by quickstart.sh and run_tests.sh: one .venv with the pinned stack, made step by step.
-# Every step looks first whether its work is done, so that both scripts can be run again, and in
+# Every step first checks whether its work is done, so that both scripts can be rerun, and in
 # either order. Expects ROOT (the repository) and SCRIPT (name for messages).
 
 CONSTRAINTS=$ROOT/tools/constraints.txt
@@ -31,7 +31,7 @@ activate_environment() {
     find_python
     if [ "$USE_VENV" = 0 ]; then
         "$PYTHON" -m pip --version >/dev/null 2>&1 || die "$PYTHON has no pip"
-        # What is there stays as it is.
+        # What is installed stays unchanged.
         WANTED=missing
         CONSTRAINTS=$(mktemp)
         trap 'rm -f "$CONSTRAINTS"' EXIT
@@ -57,12 +57,12 @@ install_packages() {
     missing=$("$PYTHON" "$ROOT/tools/pins.py" "$WANTED" "$@")
     [ -n "$missing" ] || return 0
     say "Installing" $missing
-    # The names are words on purpose.
+    # Word splitting is intended.
     # shellcheck disable=SC2086
     "$PYTHON" -m pip install --disable-pip-version-check -c "$CONSTRAINTS" $missing
 }
 
-# What everything stands on. torch and torchvision come together: their versions must match.
+# What everything depends on. torch and torchvision come together: their versions must match.
 install_base() {
     if [ "$USE_VENV" = 0 ] && has_package torch && ! has_package torchvision; then
         die "torch is installed without torchvision; install the torchvision that matches it"
@@ -83,7 +83,7 @@ install_mmcv_lite() {
 
 mmcv_has_ops() { "$PYTHON" -W ignore -c 'import mmcv.ops' >/dev/null 2>&1; }
 
-# mmcv with compiled operators: a wheel where pip finds one that fits, else built here.
+# mmcv with compiled operators: a wheel if pip finds one that fits, else built here.
 install_mmcv_with_ops() {
     mmcv_has_ops && return
     local sources
@@ -120,14 +120,14 @@ pip_install_mmcv() {
     fi
 }
 
-# This repository, as a link, with its C++ kernels where a compiler is found.
+# This repository as an editable install, with its C++ kernels if there is a compiler.
 install_mmcontext() {
     local found kernels
     found=$(find_mmcontext)
     kernels=$("$PYTHON" -c 'import torch
 print("_native_torch" + "_".join(torch.__version__.split(".")[:2]) + ".so")')
-    # An editable install that is there serves, unless its C++ kernels are older than the sources
-    # or missing where they can be built.
+    # An existing editable install is kept, unless its C++ kernels are older than the sources, or
+    # missing although they can be built.
     kernels=$ROOT/mmcontext/ops/$kernels
     if [ "$found" = "$ROOT/mmcontext/__init__.py" ]; then
         if [ ! -e "$kernels" ]; then
@@ -143,7 +143,7 @@ print("_native_torch" + "_".join(torch.__version__.split(".")[:2]) + ".so")')
         "$found, hides this one: $PYTHON -m pip uninstall mmcontext"
 }
 
-# The file that `import mmcontext` runs; nothing where there is none.
+# The file that `import mmcontext` runs; empty if there is none.
 find_mmcontext() {
     (cd / && "$PYTHON" -c 'import importlib.util as util
 spec = util.find_spec("mmcontext")

@@ -1,8 +1,8 @@
 """Start the processes of dist_train.sh and dist_test.sh: torch.distributed.run, made quieter.
 
-Takes torch.distributed.run's command line. Beyond it, this picks a free port where
-``--master-port 0`` is given, shares the cores among the processes of a machine without a GPU,
-and leaves out the launcher's own traceback when a process has already said what is wrong.
+Takes torch.distributed.run's command line. In addition, it picks a free port for
+``--master-port 0``, divides the cores among the processes of a machine without a GPU, and
+suppresses the launcher's own traceback when a process has already reported what is wrong.
 """
 import logging
 import os
@@ -17,14 +17,14 @@ from torch.distributed.run import get_args_parser, run
 
 
 def free_port() -> int:
-    """A TCP port that nothing listens on now."""
+    """A TCP port that is currently free."""
     with socket.socket() as sock:
         sock.bind(('127.0.0.1', 0))
         return sock.getsockname()[1]
 
 
 def threads_per_process(processes: int) -> int:
-    """Cores of this machine that each of several processes may use, at least one."""
+    """Number of this machine's cores that each process may use, at least one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') \
         else os.cpu_count() or 1
     return max(1, cores // max(1, processes))

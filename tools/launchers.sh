@@ -1,10 +1,10 @@
-# Sourced by dist_*.sh and slurm_*.sh, which say what their arguments are.
+# Sourced by dist_*.sh and slurm_*.sh, which document their arguments.
 
 TOOLS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 PYTHON=${PYTHON:-$(command -v python || command -v python3)}
 export PYTHONPATH="$(dirname "$TOOLS")${PYTHONPATH:+:$PYTHONPATH}"
 
-# usage ARGUMENTS: say how the script is called.
+# usage ARGUMENTS: print how the script is called.
 usage() {
     echo "usage: $0 $*" >&2
     exit 2
@@ -36,7 +36,7 @@ launch_slurm() {
     local gpus=${GPUS:-8}
     require_count GPUS "$gpus"
     local gpus_per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
-    # SRUN_ARGS is several words.
+    # Word splitting of SRUN_ARGS is intended.
     # shellcheck disable=SC2086
     exec srun -p "$1" \
         --job-name="$2" \

@@ -1,4 +1,4 @@
-"""Imported by the tools before mmcontext: ends them where another project's would be found.
+"""Imported by the tools before mmcontext: stops them if another project of that name is found.
 
 The name mmcontext on the package index belongs to another project, which hides an editable
 install of this one.

@@ -1,4 +1,5 @@
-"""What quickstart.sh and run_tests.sh ask about installed packages. Needs no other package."""
+"""Answers quickstart.sh's and run_tests.sh's questions about installed packages. Needs no other
+package."""
 import argparse
 import re
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 CONSTRAINTS = Path(__file__).parent / 'constraints.txt'
-# What is imported of the packages that others may bring too: forks, or a build without a display.
+# Import names of packages that other distributions may also provide: forks, or headless builds.
 MODULES = {'mmengine': 'mmengine', 'mmcv': 'mmcv', 'mmcv-lite': 'mmcv', 'mmpretrain': 'mmpretrain',
            'mmdet': 'mmdet', 'mmsegmentation': 'mmseg', 'opencv-python': 'cv2'}
 UNKNOWN = 'unknown'
@@ -38,9 +39,9 @@ def read_pins(text: str, new_python: bool = sys.version_info >= (3, 11)) -> Dict
 
 
 def installed(name: str) -> Optional[str]:
-    """Installed version of a package, or of what is imported by its name; None without either.
+    """Installed version of a package, or of what is imported under its name; None if neither.
 
-    UNKNOWN where a module of that name is no part of an installed package.
+    UNKNOWN if a module of that name does not belong to an installed package.
     """
     try:
         return version(name)
@@ -53,7 +54,7 @@ def installed(name: str) -> Optional[str]:
 
 
 def sources(name: str) -> List[str]:
-    """The installed packages that bring what is imported by the name of this one."""
+    """The installed packages that provide what is imported under the name of this one."""
     return sorted(set(packages_distributions().get(MODULES.get(name, ''), [])))
 
 
@@ -63,8 +64,8 @@ def missing(names: List[str], pins: Dict[str, str], exact: bool) -> List[str]:
     Args:
         names (list[str]): packages.
         pins (dict): pinned versions.
-        exact (bool): whether another version than the pinned one counts as missing. A local
-            label such as ``+cpu`` makes no other version.
+        exact (bool): whether a version other than the pinned one counts as missing. A local
+            label such as ``+cpu`` makes no difference.
     """
     wanted = []
     for name in names:
@@ -76,7 +77,7 @@ def missing(names: List[str], pins: Dict[str, str], exact: bool) -> List[str]:
 
 
 def keep_installed(pins: Dict[str, str]) -> List[str]:
-    """Constraints that leave every installed package as it is and pin the others."""
+    """Constraints that keep every installed package unchanged and pin the others."""
     found = {name: installed(name) for name in pins}
     return [f'{name}=={pinned if found[name] in (None, UNKNOWN) else found[name]}'
             for name, pinned in pins.items()]

@@ -34,7 +34,7 @@ UNFINISHED=$WORK_DIR/.unfinished
 
 "$PYTHON" tools/dataset_converters/digits_imagenet.py
 
-# The config is made for 64 images a step: two processes, or one where there is one GPU.
+# The config is made for 64 images per step: two processes, or one if there is one GPU.
 PROCESSES=$("$PYTHON" -c 'import torch; print(min(torch.cuda.device_count() or 2, 2))')
 RESUME=()
 if [ -e "$UNFINISHED" ]; then

@@ -28,6 +28,6 @@ install_packages mmdet mmsegmentation pycocotools ftfy regex scipy onnx onnxrunt
 install_mmcontext
 
 say "Running the tests"
-# One thread a process, as the processes share the cores; tests of threads set their number.
+# One thread per process, as the processes share the cores; tests of threading set their own.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 "$PYTHON" -m pytest -q -n logical --maxprocesses 4 --dist loadfile "$@"

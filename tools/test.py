@@ -56,7 +56,7 @@ def trigger_visualization(cfg, args: argparse.Namespace) -> None:
 
 
 def flip_tta_pipeline(cfg) -> list:
-    """The test pipeline, with the image flipped and not, for configs without their own."""
+    """The test pipeline with the original and the flipped image, for configs without their own."""
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
@@ -72,7 +72,7 @@ def apply_tta(cfg) -> None:
     """Wrap the model and replace the pipeline for test-time augmentation.
 
     Raises:
-        UserError: for a library without a default where the config has none of its own.
+        UserError: if the config has none and there is no default for its library.
     """
     defaults = {
         'mmpretrain': dict(type='mmpretrain.AverageClsScoreTTA'),
@@ -103,7 +103,7 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args)
     if '://' not in args.checkpoint:
-        # Before minutes are spent on building: is it there and readable?
+        # Check that it exists and is readable before spending minutes on building.
         load_checkpoint_file(args.checkpoint, map_location='cpu')
     cfg.load_from = args.checkpoint
     cfg.resume = False

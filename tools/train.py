@@ -36,7 +36,7 @@ def merge_args(cfg, args: argparse.Namespace) -> None:
     """Merge the options into the config.
 
     Raises:
-        UserError: where the config or the machine does not allow an option.
+        UserError: if the config or the machine does not support an option.
     """
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None

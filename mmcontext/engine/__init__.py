@@ -1,6 +1,6 @@
-"""What mmengine lacks: a runner, loops, hooks, and the counting of multiply-adds.
+"""What mmengine lacks: a runner, loops, hooks, and a counter of multiply-adds.
 
-Imported when a ``mmcontext.`` hook or loop is named.
+Imported when a config names a ``mmcontext.`` hook or loop.
 """
 from . import hooks, loops
 

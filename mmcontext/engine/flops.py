@@ -1,11 +1,11 @@
 """Parameters and multiply-adds of a network described by a config.
 
-One multiply-add counts as one FLOP. Counted are the products of weights, learned or computed
-from the input, with features: convolutions and linear layers without their bias, matrix
-products, the aggregations of this package. Norms (which fold into convolutions), pooling,
-up-sampling, activations, softmax, additions and reshaping count as nothing. C-volution's gate
-counts as the 3x3 convolution that defines it, although the layer has a shortcut for its mean.
-A continuous convolution counts as a direct one, with the sampling of its kernel.
+One multiply-add counts as one FLOP. Only products of features with weights, learned or computed
+from the input, are counted: convolutions and linear layers without their bias, matrix products,
+and the aggregations of this package. Norms (which fold into convolutions), pooling, up-sampling,
+activations, softmax, additions and reshaping count as zero. C-volution's gate counts as the 3x3
+convolution that defines it, although the layer has a shortcut for its mean. A continuous
+convolution counts as a direct one, plus the sampling of its kernel.
 """
 import functools
 from collections import Counter
@@ -30,8 +30,8 @@ class Complexity(NamedTuple):
         params (int): Number of parameters, auxiliary heads included.
         flops (int): Multiply-adds of one image's forward pass, post-processing excluded.
         by_operator (dict[str, int]): The same, split by kind of operator.
-        training_params (int): How many of ``params`` belong to auxiliary heads that serve
-            training only.
+        training_params (int): How many of ``params`` belong to auxiliary heads, which are used
+            in training only.
     """
     params: int
     flops: int
@@ -56,7 +56,7 @@ def _local_aggregation(inputs: Sequence, outputs: Sequence) -> int:
 
 
 def _fused_involution(inputs: Sequence, outputs: Sequence) -> Dict[str, int]:
-    # The 1x1 convolution that makes the kernels happens inside. weight is [G*K*K, C_r].
+    # Includes the 1x1 convolution that makes the kernels. weight is [G*K*K, C_r].
     batch, _, height, width = _shape(outputs[0])
     taps = 1
     for size in inputs[5].node().inputs():
@@ -83,7 +83,7 @@ def _convolved_gate(layer: CVolution2d, x: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _as_defined(model: nn.Module) -> Iterator[None]:
-    """C-volutions run the convolution of their gate."""
+    """Context in which C-volutions run the convolution of their gate."""
     layers = [layer for layer in model.modules() if isinstance(layer, CVolution2d)]
     for layer in layers:
         layer.gate_values = functools.partial(_convolved_gate, layer)
@@ -106,7 +106,7 @@ def count_complexity(model: nn.Module, inputs: Union[torch.Tensor, Tuple]) -> Co
     """
     model.eval()
     if any(isinstance(module, CKConvNd) for module in model.modules()):
-        # Their first look at the input changes buffers, which cannot be traced.
+        # Their first input changes buffers, which cannot be traced.
         with torch.no_grad():
             model(*inputs) if isinstance(inputs, tuple) else model(inputs)
     analyzer = FlopAnalyzer(model, inputs)
@@ -128,8 +128,8 @@ def build_model(cfg: Config) -> nn.Module:
         cfg (Config): A config with ``model`` and ``default_scope``.
 
     Returns:
-        nn.Module: The model, not initialised from checkpoints, its SyncBN as plain BN so
-        that it runs in one process.
+        nn.Module: The model, not initialised from checkpoints, with BN instead of SyncBN so that
+        it runs in one process.
 
     Raises:
         ValueError: If the config has no model.
@@ -151,7 +151,7 @@ def config_complexity(cfg: Config, shape: Sequence[int]) -> Complexity:
     """Count the parameters and multiply-adds of a config's model.
 
     A two-stage detector runs its second stage on the proposals of its untrained first stage:
-    ``max_per_img`` of the test config as soon as the image is large enough.
+    ``max_per_img`` of the test config if the image is large enough.
 
     Args:
         cfg (Config): Config of a classifier, detector, segmentor or sequence network.
@@ -168,7 +168,7 @@ def config_complexity(cfg: Config, shape: Sequence[int]) -> Complexity:
     channels = cfg.model.backbone.get('in_channels', 3)
     inputs = torch.zeros(1, channels, *shape)
     if hasattr(model, 'bbox_head') or hasattr(model, 'roi_head'):
-        # The tracer takes tensors only.
+        # The tracer accepts tensors only.
         model.forward = functools.partial(
             model.forward, data_samples=_detection_samples(tuple(shape)))
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):

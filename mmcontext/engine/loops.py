@@ -1,4 +1,4 @@
-"""mmengine's training loops, able to begin at any batch."""
+"""mmengine's training loops, able to start at any batch."""
 from itertools import repeat
 from typing import Any, Iterator
 
@@ -18,15 +18,15 @@ def _add_hook(runner) -> None:
 
 @LOOPS.register_module()
 class ResumableEpochLoop(EpochBasedTrainLoop):
-    """mmengine's loop by epochs; a killed run goes on in it to the bit, also inside an epoch.
+    """mmengine's loop by epochs, in which a killed run resumes bit for bit, also within an epoch.
 
-    Batches are augmented with random numbers from the seed, the process and the number of the
-    batch, and an :class:`~mmcontext.engine.hooks.ExactResumeHook` joins the run's hooks.
-    ``tools/train.py`` takes this loop in place of mmengine's.
+    Batches are augmented with random numbers derived from the seed, the process and the number of
+    the batch, and an :class:`~mmcontext.engine.hooks.ExactResumeHook` is added to the run's hooks.
+    ``tools/train.py`` uses this loop instead of mmengine's.
 
     Attributes:
         batches (NumberedBatches or None): None for an iterable dataset, which starts over.
-        first_batch (int): where the next epoch begins.
+        first_batch (int): The batch with which the next epoch begins.
     """
 
     def __init__(self, runner, dataloader: Any, *args, **kwargs) -> None:
@@ -36,7 +36,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         _add_hook(runner)
 
     def run_epoch(self) -> None:
-        """Iterate over one epoch, or over what is left of it."""
+        """Iterate over one epoch, or over the rest of one."""
         first, self.first_batch = self.first_batch, 0
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
@@ -49,10 +49,11 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
 
 
 class _DueBatches:
-    """Batches of a loop by iterations, from the one that is due on.
+    """Batches of a loop by iterations, starting with the one that is due.
 
-    mmengine's ``run`` asks for every batch that was trained on, and throws it away; that of the
-    fork onedl-mmengine says how many it would skip, or skips none. Neither costs anything here.
+    mmengine's ``run`` fetches and discards every batch that was already trained on; that of the
+    fork onedl-mmengine passes the number of batches to skip, or skips none. Neither costs
+    anything here.
     """
 
     def __init__(self, loop: 'ResumableIterLoop') -> None:
@@ -79,14 +80,15 @@ class _DueBatches:
 
 @LOOPS.register_module()
 class ResumableIterLoop(IterBasedTrainLoop):
-    """mmengine's loop by iterations; a killed run goes on in it to the bit.
+    """mmengine's loop by iterations, in which a killed run resumes bit for bit.
 
-    As :class:`ResumableEpochLoop`. mmengine loads again all that was trained on; this begins
-    with the batch that is due. A finite sampler is taken from epoch to epoch without a pause.
+    See :class:`ResumableEpochLoop`. mmengine reloads everything that was already trained on; this
+    begins with the batch that is due. Loading does not pause between the epochs of a finite
+    sampler.
     """
 
     def __init__(self, runner, dataloader: Any, *args, **kwargs) -> None:
-        # mmengine's constructor begins to load, and would use up the sampler.
+        # mmengine's constructor starts loading, and would advance the sampler.
         BaseLoop.__init__(self, runner, dataloader)
         self.batches = number_batches(self.dataloader, endless=True)
         super().__init__(runner, self.dataloader, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Batches that know their number in the run, so that loading can begin at any of them."""
+"""Batches numbered over the whole run, so that loading can begin at any of them."""
 from itertools import islice
 from typing import Any, Iterator, List, Optional, Sequence
 
@@ -13,8 +13,8 @@ class NumberedBatch(list):
     """The indices of a batch.
 
     Args:
-        indices (sequence): as the sampler gives them.
-        entropy (sequence of int): what the random numbers of its augmentation come from.
+        indices (sequence): as given by the sampler.
+        entropy (sequence of int): seeds the random numbers of its augmentation.
     """
 
     def __init__(self, indices: Sequence, entropy: Sequence[int]) -> None:
@@ -23,10 +23,10 @@ class NumberedBatch(list):
 
 
 class SeededItems:
-    """``__getitems__`` of a dataset: every numbered batch begins with random numbers of its own.
+    """``__getitems__`` of a dataset that seeds the random numbers anew for every numbered batch.
 
-    So it does not matter to a sample which worker loads it, what that worker has loaded before,
-    and whether there are workers at all.
+    A sample therefore does not depend on which worker loads it, on what that worker has loaded
+    before, or on whether there are workers at all.
 
     Args:
         dataset (Dataset): map-style.
@@ -47,15 +47,15 @@ class SeededItems:
 
 
 class NumberedBatches:
-    """The batch sampler of a DataLoader, wrapped around the one it has.
+    """A batch sampler for a DataLoader, wrapped around its own.
 
     Batch ``n`` of process ``rank`` is loaded with random numbers from (``seed``, ``rank``,
-    ``n``). What comes before the first batch wanted is drawn from the sampler, and not loaded.
+    ``n``). Batches before the first one due are drawn from the sampler, but not loaded.
 
     Args:
-        batch_sampler (BatchSampler): what forms the batches.
-        endless (bool): Whether one pass goes on through all epochs, as a loop by iterations
-            needs it; such a pass is empty before :meth:`start`. Defaults to False.
+        batch_sampler (BatchSampler): forms the batches.
+        endless (bool): Whether one pass continues through all epochs, as needed by a loop by
+            iterations; such a pass is empty before :meth:`start`. Defaults to False.
     """
 
     def __init__(self, batch_sampler: BatchSampler, endless: bool = False) -> None:
@@ -68,7 +68,7 @@ class NumberedBatches:
         self._first = self._skip = 0
 
     def start(self, seed: int, first: int, skip: int = 0) -> None:
-        """Say where the next pass begins.
+        """Set where the next pass begins.
 
         Args:
             seed (int): seed of the run.
@@ -97,7 +97,7 @@ class NumberedBatches:
     def _pass(self, skip: int = 0) -> Iterator[Sequence]:
         buckets = getattr(self.batch_sampler, '_aspect_ratio_buckets', None)
         if buckets is not None:
-            # mmdet's sampler by aspect ratio keeps the rest of a pass that was broken off.
+            # mmdet's sampler by aspect ratio keeps the remainder of a pass that was interrupted.
             self.batch_sampler._aspect_ratio_buckets = [[] for _ in buckets]
         yield from islice(self.batch_sampler, skip, None)
 
@@ -120,7 +120,7 @@ class NumberedBatches:
 
 
 def number_batches(loader: DataLoader, endless: bool = False) -> Optional[NumberedBatches]:
-    """Number the batches of a DataLoader that nobody iterates over yet.
+    """Number the batches of a DataLoader that is not being iterated over yet.
 
     Args:
         loader (DataLoader): changed in place.
@@ -132,9 +132,9 @@ def number_batches(loader: DataLoader, endless: bool = False) -> Optional[Number
     if loader.batch_sampler is None or not hasattr(loader.batch_sampler, 'sampler'):
         return None
     batches = NumberedBatches(loader.batch_sampler, endless)
-    # DataLoader refuses the assignment, for the sake of iterators that are under way.
+    # DataLoader forbids the assignment because of iterators that may be active.
     vars(loader)['batch_sampler'] = batches
     loader.dataset.__getitems__ = SeededItems(loader.dataset)
-    # A new iterator draws a number here, and no longer from the stream that dropout draws from.
+    # A new iterator draws its seed from this generator, not from the one that dropout uses.
     loader.generator = torch.Generator()
     return batches

@@ -9,7 +9,7 @@ from mmengine.device import get_device
 
 
 def _accelerator() -> Any:
-    """torch's module of the accelerator, None where there is none with random states."""
+    """torch's module for the accelerator; None if there is none with random states."""
     module = getattr(torch, get_device(), None)
     return module if hasattr(module, 'get_rng_state') else None
 
@@ -17,7 +17,7 @@ def _accelerator() -> Any:
 def capture() -> Dict[str, Any]:
     """The states as tensors, numbers and strings, which ``weights_only=True`` loads.
 
-    Of several accelerators in one process, the current one counts.
+    Of several accelerators in one process, only the current one is included.
     """
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
@@ -33,7 +33,7 @@ def capture() -> Dict[str, Any]:
 
 
 def restore(states: Dict[str, Any]) -> None:
-    """Set what :func:`capture` returned, loaded onto any device."""
+    """Restore the states returned by :func:`capture`, loaded onto any device."""
     python, numpy = states['python'], states['numpy']
     random.setstate((python['version'], tuple(python['words'].tolist()), python['gauss']))
     np.random.set_state((numpy['name'], numpy['keys'].cpu().numpy().astype(np.uint32),
@@ -46,10 +46,12 @@ def restore(states: Dict[str, Any]) -> None:
 
 @contextmanager
 def seeded(entropy: Sequence[int]) -> Iterator[None]:
-    """Random numbers on the CPU from a seed of several numbers; the states before come back.
+    """Context with random numbers on the CPU from a seed of several numbers.
+
+    The previous states are restored afterwards.
 
     Args:
-        entropy (sequence of int): not negative; any other sequence gives unrelated numbers.
+        entropy (sequence of int): not negative; different sequences give unrelated numbers.
     """
     words = np.random.SeedSequence(list(entropy)).generate_state(8)
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()

@@ -31,31 +31,31 @@ _CHECKPOINT_HOOKS = ('CheckpointHook', 'mmengine.CheckpointHook')
 class ContextRunner(Runner):
     """mmengine's Runner with eight additions.
 
-    The configs of this package name it (``runner_type``), so that every program that starts them
-    has them; the tools take it for other configs too.
+    The configs of this package name it (``runner_type``), so that every program that runs them
+    has the additions; the tools use it for other configs too.
 
     - Without an accelerator several processes train over gloo; mmengine alone would ask for
       CUDA devices.
-    - ``resume=True`` takes the newest checkpoint that can be loaded, also where the last one
-      was cut short.
-    - A run that is resumed goes on to the bit as if it had not stopped (``exact_resume=False``
-      in the config: as mmengine resumes it). See
-      :class:`~mmcontext.engine.hooks.ExactResumeHook`.
+    - ``resume=True`` takes the newest checkpoint that can be loaded, even if the last one is
+      truncated.
+    - A resumed run continues bit for bit as if it had not stopped (``exact_resume=False`` in the
+      config: as in mmengine). See :class:`~mmcontext.engine.hooks.ExactResumeHook`.
     - Training resumes only from a checkpoint of this model and optimiser, and only a checkpoint
-      with all weights is tested (``CheckpointError``); mmengine alone goes on with what fits.
-    - A missing or empty data folder is one sentence (``DataError``).
-    - A run that is killed while it saves keeps its last whole checkpoint
+      with all weights is tested (``CheckpointError``); mmengine alone continues with whatever
+      matches.
+    - A missing or empty data folder is reported in one sentence (``DataError``).
+    - A run that is killed while it saves keeps its last complete checkpoint
       (:class:`~mmcontext.engine.hooks.AtomicCheckpointHook`).
-    - A detector whose heads do not fit the classes of its data is stopped before the first
+    - A detector whose heads do not match the classes of its data is stopped before the first
       iteration (:class:`~mmcontext.engine.hooks.ClassCountHook`).
     - In mmpretrain's scope dataloaders have the defaults of mmpretrain's own tools: pinned
-      memory, workers that live on, ``default_collate``.
+      memory, persistent workers, ``default_collate``.
     """
 
     _testing = False
 
     def setup_env(self, env_cfg: Dict) -> None:
-        """Set up processes; over gloo where there is no accelerator."""
+        """Set up processes; over gloo if there is no accelerator."""
         if on_cpu() and self.distributed and not is_distributed():
             timeout = env_cfg.get('dist_cfg', {}).get('timeout') or 1800
             init_cpu_process_group(self.launcher, timeout)
@@ -77,7 +77,7 @@ class ContextRunner(Runner):
         return super().wrap_model({**model_wrapper_cfg, 'device_ids': None}, model)
 
     def build_train_loop(self, loop: Union[BaseLoop, Dict]) -> BaseLoop:
-        """Build the training loop; mmengine's two are taken in their resumable form."""
+        """Build the training loop; mmengine's two are replaced by their resumable versions."""
         if isinstance(loop, dict) and self.cfg.get('exact_resume', True):
             loop = dict(loop)
             kind = loop.pop('type', None)
@@ -87,7 +87,7 @@ class ContextRunner(Runner):
         return super().build_train_loop(loop)
 
     def load_or_resume(self) -> None:
-        """Load or resume, from the newest whole checkpoint where none is named."""
+        """Load or resume, from the newest complete checkpoint if none is named."""
         if not self._has_loaded and self._resume and self._load_from is None:
             self._load_from = find_resumable_checkpoint(self.work_dir, self.logger)
             if self._load_from is None:
@@ -100,8 +100,8 @@ class ContextRunner(Runner):
         """Resume from a checkpoint of this config's training.
 
         Raises:
-            CheckpointError: The checkpoint is of another model or optimiser, or holds weights
-                only.
+            CheckpointError: The checkpoint is from another model or optimiser, or contains only
+                weights.
         """
         try:
             super().resume(filename, *args, **kwargs)
@@ -111,7 +111,7 @@ class ContextRunner(Runner):
                 f'({type(error).__name__}: {error}); to start from its weights alone, set '
                 'load_from with --cfg-options and leave out --resume') from error
         loop = self.train_loop
-        # (A checkpoint saved by iterations counts an epoch as soon as it is over.)
+        # (A checkpoint saved by iterations counts an epoch as soon as it has ended.)
         if isinstance(loop, EpochBasedTrainLoop) and not \
                 loop.epoch <= loop.iter / len(loop.dataloader) <= loop.epoch + 1:
             self.logger.warning(
@@ -120,28 +120,28 @@ class ContextRunner(Runner):
                 'data set): schedules that count iterations do not fit any more.')
 
     def test(self) -> Dict[str, float]:
-        """Test with all weights of the model, not with what is there of them."""
+        """Test, but only with all weights of the model."""
         self._testing = True
         return super().test()
 
     def load_checkpoint(self, filename: str, map_location='cpu', strict: bool = False,
                         **kwargs) -> dict:
-        """Load weights; to resume or to test, those of this very model.
+        """Load weights; to resume or to test, only those of this model.
 
         Raises:
-            CheckpointError: Training is resumed, and keys or shapes differ; or a model is
-                tested, and weights are missing or have another shape.
+            CheckpointError: Training is resumed and keys or shapes differ, or a model is tested
+                and weights are missing or have another shape.
         """
         if not (self._resume or self._testing):
             return super().load_checkpoint(filename, map_location, strict, **kwargs)
         compared = []
 
         def forgive(module: nn.Module, keys: NamedTuple) -> None:
-            """Called with the keys that differ once all weights are loaded."""
+            """Called with the keys that differ after all weights have been loaded."""
             compared.append(module)
             if self._resume:
                 return
-            # What serves training only may be missing, and more may be there.
+            # Weights used in training only may be missing, and there may be additional ones.
             keys.missing_keys[:] = [
                 key for key in keys.missing_keys if not key.startswith('auxiliary_head.')]
             if keys.unexpected_keys:
@@ -165,7 +165,7 @@ class ContextRunner(Runner):
             handle.remove()
 
     def register_default_hooks(self, hooks: Optional[Dict] = None) -> None:
-        """Register the default hooks; checkpoints are whole or not there."""
+        """Register the default hooks; checkpoints are written atomically."""
         hooks = dict(hooks or {})
         checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook'))
         if isinstance(checkpoint, dict) and checkpoint.get('type') in _CHECKPOINT_HOOKS:
@@ -173,14 +173,14 @@ class ContextRunner(Runner):
         super().register_default_hooks(hooks)
 
     def register_hooks(self, *args, **kwargs) -> None:
-        """Register all hooks; classes of heads and data are compared in mmdet's scope."""
+        """Register all hooks; in mmdet's scope, also the comparison of classes."""
         super().register_hooks(*args, **kwargs)
         if self.cfg.get('default_scope') == 'mmdet':
             self.register_hook(dict(type='mmcontext.ClassCountHook'))
 
     @staticmethod
     def build_dataloader(dataloader: Union[DataLoader, Dict], *args, **kwargs) -> DataLoader:
-        """Build a dataloader and see to it that it has data."""
+        """Build a dataloader and check that it has data."""
         if isinstance(dataloader, DataLoader):
             return dataloader
         scope = DefaultScope.get_current_instance()

@@ -1,4 +1,4 @@
-"""Arguments and attributes that every layer shares with ``torch.nn.Conv2d``."""
+"""Arguments and attributes that all layers share with ``torch.nn.Conv2d``."""
 from typing import Optional, Sequence, Tuple
 
 import torch
@@ -16,16 +16,16 @@ def same_padding(kernel_size: Sequence[int], dilation: Sequence[int]) -> Tuple[i
 
 def padding_for(kernel_size: Sequence[int], override: Sequence[int], padding: Sequence[int],
                 dilation: Sequence[int]) -> Tuple[int, ...]:
-    """Padding that gives a kernel of another size outputs of the size that the caller expects.
+    """Padding with which a kernel of another size gives the output size that the caller expects.
 
     Args:
-        kernel_size: Of the caller.
-        override: What takes its place.
-        padding: What the caller meant for ``kernel_size``.
-        dilation: Distance of two taps.
+        kernel_size: The caller's kernel size.
+        override: The kernel size used instead.
+        padding: The caller's padding, meant for ``kernel_size``.
+        dilation: Distance between two taps.
 
     Raises:
-        ValueError: It would be negative.
+        ValueError: The result would be negative.
     """
     widened = tuple([p + w - s for p, w, s in zip(
         padding, same_padding(override, dilation), same_padding(kernel_size, dilation))])
@@ -40,26 +40,26 @@ class ContextLayer(nn.Module):
     """Base of the layers: the geometry that callers of ``Conv2d`` read and pass.
 
     ``ConvModule``, the ``dcn=`` option of mmdet's and mmseg's ResNet and ``conv_cfg`` call the
-    constructor of a layer as they would call that of ``Conv2d``, with a kernel size of their
-    own. ``kernel_size_override`` replaces that one, and the padding grows along so that the
-    output size stays what the caller expects.
+    constructor of a layer as they would call that of ``Conv2d``, with their own kernel size.
+    ``kernel_size_override`` replaces it, and the padding grows with it so that the output size is
+    still what the caller expects.
 
     Args:
         in_channels: Channels of the input.
-        out_channels: Channels of the output; None for as many as come in.
+        out_channels: Channels of the output; None for ``in_channels``.
         kernel_size: Kernel height and width.
         stride: Step in input pixels.
         padding: Zero rows and columns on each side; None keeps the size at stride 1.
-        dilation: Distance of two taps.
-        groups: As ``Conv2d``; each layer says what values other than 1 mean.
-        kernel_size_override: Kernel size that takes the place of ``kernel_size``.
+        dilation: Distance between two taps.
+        groups: As in ``Conv2d``; each layer documents what values other than 1 mean.
+        kernel_size_override: Kernel size used instead of ``kernel_size``.
     """
 
     # What ConvModule reads from a convolution.
     transposed = False
     output_padding = (0, 0)
     padding_mode = 'zeros'
-    # True where the layer ends in a normalisation and an activation of its own.
+    # True if the layer ends in a norm and an activation of its own.
     normalised = False
 
     def __init__(self, in_channels: int, out_channels: Optional[int], kernel_size: IntPair,
@@ -100,8 +100,8 @@ class ContextLayer(nn.Module):
 class DynamicKernelLayer(ContextLayer):
     """Base of the layers whose kernels are computed from the input.
 
-    Such kernels act within a channel, so a change of width takes a 1x1 convolution after
-    them (``projection``), and ``groups`` has no meaning.
+    Such kernels act within a channel, so a change of width needs a 1x1 convolution after them
+    (``projection``), and ``groups`` has no meaning.
 
     Args: as :class:`ContextLayer`, and
         bias: Whether to add a learnable bias to the output.

@@ -1,4 +1,4 @@
-"""What the kernel of a continuous convolution depends on, and what is kept of it."""
+"""What the kernel of a continuous convolution depends on, and its cache."""
 from typing import Any, Callable, Iterator, List, Optional, Sequence
 
 import torch
@@ -11,12 +11,12 @@ from mmcontext.ops.tracing import is_capturing
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether numbers can be read from it: neither meta nor a stand-in for recording a graph."""
+    """Whether its values can be read: it is neither meta nor a stand-in for recording a graph."""
     return type(tensor) in (Tensor, nn.Parameter) and tensor.device.type != 'meta'
 
 
 def _inside(module: nn.Module) -> Iterator[nn.Module]:
-    """The module and all in it, several times faster than ``modules()``."""
+    """The module and all its submodules, several times faster than ``modules()``."""
     stack = [module]
     while stack:
         one = stack.pop()
@@ -25,12 +25,12 @@ def _inside(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    """Parameters and buffers, several times faster than asking for them by name.
+    """Parameters and buffers, several times faster than with the methods of ``nn.Module``.
 
-    Finding out that a kernel may be kept has to be cheaper than sampling it.
+    Finding out that a cached kernel is still valid has to be cheaper than sampling it.
     """
     for one in _inside(module):
-        # The copies that DataParallel makes have their parameters elsewhere.
+        # DataParallel's replicas keep their parameters elsewhere.
         for tensor in (one.__dict__.get('_former_parameters') or one._parameters).values():
             if tensor is not None:
                 yield tensor
@@ -40,16 +40,16 @@ def tensors_of(module: nn.Module) -> Iterator[Tensor]:
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether anybody would notice that a module, or one in it, is not called."""
+    """Whether it would be noticed that a module, or one of its submodules, is not called."""
     return any(map(is_touched, _inside(module)))
 
 
 def divide_weight(linear: nn.Module, divisor: float) -> None:
-    """Divide the weight of a linear layer, also where it is computed from other parameters."""
+    """Divide the weight of a linear layer, even if it is computed from other parameters."""
     if is_parametrized(linear, 'weight'):
         linear.weight = linear.weight / divisor
         return
-    # The last two are what pruning and weight norm make the weight of.
+    # The last two are what pruning and weight norm compute the weight from.
     for module in linear.modules():
         for name in ('weight', 'weight_orig', 'weight_g'):
             if name in module._parameters:
@@ -58,22 +58,22 @@ def divide_weight(linear: nn.Module, divisor: float) -> None:
 
 
 def values_of(tensors: Sequence[Tensor]) -> Tensor:
-    """The values of all tensors, in one axis."""
+    """The values of all tensors, flattened and concatenated."""
     return torch.cat([t.reshape(-1) for t in tensors])
 
 
 def same_values(tensors: Sequence[Tensor], values: Tensor) -> bool:
-    """Whether the tensors, on the same device, still have those values."""
+    """Whether the tensors, on the same device, still have these values."""
     if values.device.type == 'cpu' and not native_library.UNAVAILABLE:
         return torch.ops.mmcontext_native.same_values(tensors, values)
     return torch.equal(values_of(tensors), values)
 
 
 class KeptResult:
-    """What was computed from tensors, until the key or the value of one of them is another.
+    """A result computed from tensors, cached until the key or the values of a tensor change.
 
-    Values are compared, not version counters: an update through ``.data`` leaves no trace in
-    those, and exponential moving averages are swapped in that way. Copies and pickles are empty.
+    Values are compared, not version counters: those miss updates through ``.data``, which is how
+    exponential moving averages are swapped in. Copies and pickles are empty.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class KeptResult:
         self._noted = None
 
     def get(self, key: Any, tensors: Sequence[Tensor], compute: Callable[[], Any]) -> Any:
-        """The result; ``compute`` is called where it is not known."""
+        """The result; ``compute`` is called if it is not cached."""
         noted = self._noted
         if noted is None or noted[0] != key or not same_values(tensors, noted[1]):
             with torch.no_grad():
@@ -99,10 +99,10 @@ class KeptResult:
 
 
 class Positions:
-    """Coordinates of taps, kept between calls; copies and pickles are empty.
+    """Coordinates of taps, cached between calls; copies and pickles are empty.
 
-    A CUDA graph reads those of the last call before it was captured at every replay: they stay
-    alive from then on.
+    Every replay of a CUDA graph reads the coordinates of the last call before its capture: they
+    are kept alive from then on.
     """
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ class Positions:
         return Positions, ()
 
     def get(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
-        """The coordinates; ``make`` is called where they are not known."""
+        """The coordinates; ``make`` is called if they are not cached."""
         last = self._last
         if last is None or last[0] != key:
             last = key, make()

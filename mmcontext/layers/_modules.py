@@ -1,7 +1,7 @@
-"""Whether calling a module is no more than computing with its tensors.
+"""Whether calling a module does nothing but compute with its tensors.
 
-Layers take short cuts past the modules they are made of. One that is hooked, pruned,
-reparametrised or replaced, or whose forward is, gets called.
+Layers take shortcuts that bypass their submodules. A submodule that is hooked, pruned,
+reparametrised or replaced, or whose forward has been replaced, is called nevertheless.
 """
 from typing import Optional
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.modules import module as _module
 
-# Where torch has no such name any more, modules are called, as if there were hooks.
+# If torch drops such a name, modules are called as if there were hooks.
 GLOBAL_HOOKS = [getattr(_module, f'_global_{kind}_hooks', ('unknown', ))
                  for kind in ('forward', 'forward_pre', 'backward', 'backward_pre')]
 
@@ -20,10 +20,10 @@ def has_global_hooks() -> bool:
 
 
 def is_touched(module: Optional[nn.Module]) -> bool:
-    """Whether anybody looks into a module or has changed what calling it does.
+    """Whether a module is hooked, or calling it has been changed.
 
     Pruning, spectral and weight norm are hooks; activation checkpointing replaces ``forward``.
-    Parametrisations change the class, which is for the caller to look at.
+    Parametrisations change the class, which the caller has to check.
     """
     return module is not None and (
         bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
@@ -31,10 +31,10 @@ def is_touched(module: Optional[nn.Module]) -> bool:
 
 
 def as_one_node(module: nn.Module, x: Proxy) -> Proxy:
-    """The call of a module in the graph that ``torch.fx`` is recording, without looking inside.
+    """Record the call of a module as one node of the graph that ``torch.fx`` is tracing.
 
     Raises:
-        ValueError: The module is all that is being traced.
+        ValueError: The module is itself the root of the trace.
     """
     path = x.tracer.path_of_module(module)
     if not path:
@@ -44,13 +44,13 @@ def as_one_node(module: nn.Module, x: Proxy) -> Proxy:
 
 
 def is_plain(module: nn.Module, kind: type) -> bool:
-    """Whether a module is of that very class and nobody would notice that it is not called."""
-    # (All of the above in one call: this runs in every layer.)
+    """Whether a module is of exactly that class, and not calling it would go unnoticed."""
+    # (Inlines all of the above, because it runs in every layer.)
     return type(module) is kind and not (
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
         or module._backward_pre_hooks or 'forward' in module.__dict__ or any(GLOBAL_HOOKS))
 
 
 def call_or_pass(module: nn.Module, x: Tensor) -> Tensor:
-    """``module(x)``; an identity that nobody looks into is passed over."""
+    """``module(x)``; an untouched identity is skipped."""
     return x if type(x) is Tensor and is_plain(module, nn.Identity) else module(x)

@@ -1,4 +1,4 @@
-"""A convolution split over its output channels into levels with kernels of their own."""
+"""A convolution whose output channels are split into levels with different kernels."""
 from fractions import Fraction
 from typing import Dict, Optional, Sequence, Tuple
 
@@ -14,7 +14,7 @@ from mmcontext.ops.grouped_conv import conv_pyramid
 
 def split_channels(layer: str, out_channels: int, levels: int,
                    shares: Dict[int, Tuple[Fraction, ...]]) -> Tuple[int, ...]:
-    """Output channels per level, by the shares published for that number of levels."""
+    """Output channels per level, in the proportions published for that number of levels."""
     if levels not in shares:
         raise ValueError(f'levels of {layer} must be one of {sorted(shares)} unless out_splits '
                          f'is given, got {levels!r}')
@@ -29,12 +29,12 @@ def split_channels(layer: str, out_channels: int, levels: int,
 class PyramidConv2d(ContextLayer):
     """Parallel convolutions of one input, concatenated over channels.
 
-    All levels yield the same size: a level whose kernel reaches further is padded more.
+    All levels have the same output size: a level whose kernel reaches further is padded more.
 
     Args: as :class:`ContextLayer`, and
         bias: Whether every level has a bias.
         out_splits: Output channels of each level; they add up to ``out_channels``.
-        kernel_sizes: Kernel size of each level, the first of them ``kernel_size``.
+        kernel_sizes: Kernel size of each level; the first is ``kernel_size``.
         dilations: Dilation of each level, in multiples of ``dilation``.
         level_groups: Groups of each level.
     """
@@ -88,7 +88,7 @@ class PyramidConv2d(ContextLayer):
         return torch.cat([run_together(x, conv) for conv in self.convs], dim=-3)
 
     def _side_by_side(self, x: Tensor) -> Optional[Tensor]:
-        """All levels by one operator on a GPU; None where the convolutions have to be called."""
+        """All levels by one operator on a GPU; None if the convolutions have to be called."""
         if type(x) is not Tensor or has_global_hooks():
             return None
         levels = []

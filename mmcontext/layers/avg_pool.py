@@ -4,7 +4,7 @@ from mmcontext.ops.avg_pool import avg_pool2d
 
 
 class AvgPool2d(nn.AvgPool2d):
-    """``torch.nn.AvgPool2d``, by :func:`mmcontext.ops.avg_pool.avg_pool2d`: the same numbers.
+    """``torch.nn.AvgPool2d`` through :func:`mmcontext.ops.avg_pool.avg_pool2d`: the same results.
 
     Args: as ``torch.nn.AvgPool2d``, without ``divisor_override``.
     """

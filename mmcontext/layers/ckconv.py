@@ -18,20 +18,20 @@ KernelSize = Union[str, int, Sequence[int]]
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _ZERO_PAD = {1: nn.ConstantPad1d, 2: nn.ConstantPad2d, 3: nn.ConstantPad3d}
-# What belongs to the kernel, and was the layer's own in version 0.1.
+# Keys that belong to the kernel now, and belonged to the layer in version 0.1.
 _MOVED = ('mask_width', 'mask_mean', 'mask_threshold', 'train_length', 'initialized')
 
 
 class CKConvNd(nn.Module):
     """Continuous kernel convolution over ``dim`` axes; the base of the concrete classes.
 
-    The kernel is a function on [-1, 1]^dim given by a small network, sampled at as many points
-    as are wanted: it can be as long as the input at a fixed number of parameters, and be sampled
-    anew for data of another resolution (CKConv, arXiv 2102.02611; CCNN, arXiv 2206.03398).
+    The kernel is a function on [-1, 1]^dim given by a small network, sampled at any number of
+    points: it can be as long as the input with a fixed number of parameters, and can be resampled
+    for data of another resolution (CKConv, arXiv 2102.02611; CCNN, arXiv 2206.03398).
 
     Use the concrete classes: ``CKConv1d``, ``CKConv2d``, ``CKConv3d`` (full kernels) and
     ``SeparableCKConv1d`` .. ``3d`` (a depth-wise continuous kernel, then a 1x1 convolution
-    ``channel_mixer``). The signature starts like that of ``Conv2d``, so they serve as conv_cfg.
+    ``channel_mixer``). The signature starts like that of ``Conv2d``, so they work as conv_cfg.
 
     Args:
         in_channels (int): Channels of the input.
@@ -42,28 +42,29 @@ class CKConvNd(nn.Module):
         stride (int | Sequence[int]): Defaults to 1.
         padding (int | Sequence[int], optional): Zeros on both sides of each axis. None keeps the
             size at stride 1: centred, or in front when causal. Defaults to None.
-        dilation (int | Sequence[int]): Distance of the taps. Defaults to 1.
+        dilation (int | Sequence[int]): Distance between taps. Defaults to 1.
         groups (int): Groups of the full kernel, or of the channel mixer. Defaults to 1.
         bias (bool): Bias of the continuous convolution and of the mixer. Defaults to True.
         kernel_cfg (dict, optional): Kernel network, see ``mmcontext.layers.kernel_nets``.
             Defaults to ``dict(type='MAGNet', hidden_channels=32, num_layers=3, omega_0=100.)``.
-        causal (bool): Outputs see no later position on any axis. Defaults to False.
+        causal (bool): Outputs depend on no later position on any axis. Defaults to False.
         resolution (float): Taps per tap of the trained kernel: 2 samples it twice as finely,
-            for data sampled twice as densely, and rescales it so that outputs keep their size.
+            for data sampled twice as densely, and rescales it so that outputs keep their scale.
             May be set at any time, see :func:`set_resolution`. Defaults to 1.
         method (str, optional): How to convolve, see :func:`mmcontext.ops.convolve`.
             Defaults to None: predicted.
         cache (bool): In eval mode without gradients, sample the kernel once and keep it until
             anything it depends on has changed. Not while the kernel network has hooks, which
-            want to run. Defaults to True.
-        kernel_size_override (int | Sequence[int] | 'same', optional): Kernel size that wins over
-            ``kernel_size``, the padding adapted, for callers that pass their own kernel size
-            (conv_cfg). Defaults to None.
+            have to run. Defaults to True.
+        kernel_size_override (int | Sequence[int] | 'same', optional): Kernel size used instead of
+            ``kernel_size``, with the padding adapted, for callers that pass their own kernel
+            size (conv_cfg). Defaults to None.
 
     Shape: [B, in_channels, *size] to [B, out_channels, *out].
 
     Half precision: use autocast, or :func:`freeze_kernels` first. ``.half()`` and ``.bfloat16()``
-    round the frequencies of the kernel network, which are in the hundreds, and so its kernels.
+    round the frequencies of the kernel network, which are in the hundreds, and so its kernels
+    change.
 
     In a graph of ``torch.fx`` the layer is one node.
     """
@@ -160,7 +161,7 @@ class CKConvNd(nn.Module):
 
     @property
     def train_length(self) -> Tensor:
-        """Buffer with the taps per axis; zeros where no input has been seen yet."""
+        """Buffer with the taps per axis; zeros if no input has been seen yet."""
         return self.kernel.train_length
 
     @property
@@ -174,7 +175,7 @@ class CKConvNd(nn.Module):
 
     @property
     def cache(self) -> bool:
-        """Whether the kernel is kept where that is safe."""
+        """Whether the kernel is cached when that is safe."""
         return self.kernel.cache
 
     @cache.setter
@@ -185,8 +186,8 @@ class CKConvNd(nn.Module):
         """The kernel as it is now, sampled afresh and differentiable.
 
         Returns:
-            Tensor: [out, in / groups, *taps], or [in, 1, *taps] for separable layers; float32
-            at least.
+            Tensor: [out, in / groups, *taps], or [in, 1, *taps] for separable layers; at least
+            float32.
 
         Raises:
             RuntimeError: When the size is 'same' and no input has been seen yet.
@@ -194,7 +195,7 @@ class CKConvNd(nn.Module):
         return self.kernel.sample()
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
-        """Take checkpoints of version 0.1 too."""
+        """Accept checkpoints of version 0.1 too."""
         for key in [key for key in state_dict if key.startswith(prefix)]:
             name = key[len(prefix):]
             if name in _MOVED:
@@ -232,7 +233,7 @@ class CKConvNd(nn.Module):
         kernel, window = self.kernel.current()
         pads = self._pads(window)
         if min(min(pair) for pair in pads) < 0:
-            # Taps that were cropped away would only have met these margins.
+            # Only taps that were cropped away would have reached these margins.
             x = F.pad(x, [min(n, 0) for pair in reversed(pads) for n in pair])
             pads = tuple((max(left, 0), max(right, 0)) for left, right in pads)
         x = convolve(x, kernel, self.bias, self.stride, pads, self.dilation,
@@ -243,7 +244,7 @@ class CKConvNd(nn.Module):
     def frozen(self) -> nn.Sequential:
         """The same function with ordinary layers: zero padding, convolution, 1x1 convolution.
 
-        For deployment: any exporter and compiler takes it. The kernel is that of now.
+        For deployment: any exporter and compiler supports it. The kernel is the current one.
         """
         kernel = self.kernel.sample()
         pads = self._pads(self.kernel.window())
@@ -271,7 +272,8 @@ def set_resolution(model: nn.Module, resolution: float) -> nn.Module:
     Args:
         model (nn.Module): Any module; changed in place.
         resolution (float): Resolution of the data over that of training: 2 for a network trained
-            at 32x32 and run on the same scenes at 64x64, 0.5 for 8 kHz after 16 kHz.
+            at 32x32 and run on the same scenes at 64x64, 0.5 for 8 kHz data after training at
+            16 kHz.
 
     Returns:
         nn.Module: ``model``.
@@ -291,7 +293,7 @@ def freeze_kernels(model: nn.Module) -> nn.Module:
         model (nn.Module): Changed in place, unless it is itself a continuous convolution.
 
     Returns:
-        nn.Module: ``model``, or what takes its place.
+        nn.Module: ``model``, or its replacement.
     """
     if isinstance(model, CKConvNd):
         return model.frozen()

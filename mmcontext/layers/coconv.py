@@ -20,7 +20,7 @@ class CoConv2d(PyramidConv2d):
     """Contextual convolution: output channels split into levels of growing dilation.
 
     From "Contextual Convolutional Neural Networks", https://arxiv.org/abs/2108.07387.
-    Takes the place of ``Conv2d``, also as ``conv_cfg`` and as ``dcn``.
+    A drop-in replacement for ``Conv2d``, also as ``conv_cfg`` and as ``dcn``.
 
     Args:
         in_channels: Channels of the input.
@@ -32,13 +32,13 @@ class CoConv2d(PyramidConv2d):
         dilation: Dilation of the first level; the others have multiples of it.
         groups: Groups of every level. Defaults to 1.
         bias: Whether to add a bias. Defaults to False.
-        levels: Number of levels, 1 to 5, when ``out_splits`` is None. Defaults to 4.
-        out_splits: Output channels per level; None for the published shares.
+        levels: Number of levels, 1 to 5, if ``out_splits`` is None. Defaults to 4.
+        out_splits: Output channels per level; None for the published proportions.
         dilations: Dilation per level as multiples of ``dilation``; None for 1, 2, 3, ...
-        kernel_size_override: Kernel size in place of ``kernel_size``, for callers that
-            fix it; the output size stays.
+        kernel_size_override: Kernel size used instead of ``kernel_size``, for callers that
+            dictate it; the output size does not change.
 
-    Shape: [B, in_channels, H, W] -> [B, out_channels, Ho, Wo], sizes as of ``Conv2d``.
+    Shape: [B, in_channels, H, W] -> [B, out_channels, Ho, Wo], sizes as for ``Conv2d``.
 
     Raises:
         ValueError: Channels do not divide, or the levels do not add up.

@@ -27,7 +27,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def _tap_count(length: int, resolution: float, causal: bool) -> int:
-    """Taps along one axis of a kernel that was trained with ``length`` of them."""
+    """Number of taps along one axis of a kernel that was trained with ``length`` of them."""
     if resolution == 1 or length == 1:
         return length
     if causal:
@@ -39,8 +39,8 @@ def _axis_positions(length: int, resolution: float, causal: bool) -> Tensor:
     """Coordinates of the taps along one axis.
 
     They are float32 and computed on the CPU, whatever the layer's dtype and device: kernels with
-    frequencies in the thousands were trained on the rounded coordinates, and the rounding moves
-    their phase.
+    frequencies in the thousands were trained on the rounded coordinates, and other rounding would
+    shift their phase.
     """
     options = dict(dtype=torch.float32, device='cpu')
     if length == 1:
@@ -57,20 +57,20 @@ def _axis_positions(length: int, resolution: float, causal: bool) -> Tensor:
 class ContinuousKernel(nn.Module):
     """The kernel of a continuous convolution, sampled from a network on [-1, 1]^dim.
 
-    Calling it samples the taps inside a window, with gradients; a forward hook gets hold of the
-    sampled kernel. :meth:`current` is what a convolution uses: the kernel as it is now, kept
-    between calls where nothing can have changed.
+    Calling it samples the taps inside a window, with gradients; a forward hook receives the
+    sampled kernel. :meth:`current` is what a convolution uses: the kernel as it is now, cached
+    between calls when nothing can have changed.
 
     Args:
-        shape (tuple[int, int]): Output channels, and input channels a group.
+        shape (tuple[int, int]): Output channels, and input channels per group.
         dim (int): Number of axes.
         size (tuple[int, ...] | 'same'): Taps per axis. 'same' takes the size of the first input.
         kernel_cfg (dict): Kernel network, see ``mmcontext.layers.kernel_nets``.
         causal (bool): Whether the last tap is the newest position. Defaults to False.
         resolution (float): Taps per tap of the trained kernel. Defaults to 1.
-        cache (bool): Whether to keep the kernel where that is safe. Defaults to True.
+        cache (bool): Whether to cache the kernel when that is safe. Defaults to True.
 
-    Shape: a window, (first, last + 1) per axis, to [*shape, *taps]; float32 at least.
+    Shape: a window, (first, last + 1) per axis, to [*shape, *taps]; at least float32.
     """
 
     def __init__(self, shape: Tuple[int, int], dim: int, size: Union[str, Tuple[int, ...]],
@@ -86,13 +86,13 @@ class ContinuousKernel(nn.Module):
         self._positions = Positions()
         self._forget()
         self.resolution = resolution
-        # The scope, because the caller's default scope may be that of any library.
+        # With a scope, because the caller's default scope may be that of any library.
         self.net = MODELS.build(
             dict(_scope_='mmcontext', dim=dim, out_channels=math.prod(shape), causal=causal,
                  **kernel_cfg))
         length = (0, ) * dim if size == 'same' else size
-        # Floating-point, because averages of networks are taken of their buffers too, and
-        # integers would be rounded down and flags refused.
+        # Floating-point, because model averaging includes the buffers, and would round integers
+        # down and reject flags.
         self.register_buffer('train_length', torch.tensor(length, dtype=torch.float))
         self.register_buffer('initialized', torch.zeros(1))
 
@@ -109,7 +109,7 @@ class ContinuousKernel(nn.Module):
         self._kept.clear()
 
     def _forget(self) -> None:
-        """Drop what was read from the buffers, and what follows from it."""
+        """Drop what was read from the buffers, and everything derived from it."""
         self._length: Optional[Tuple[int, ...]] = None
         self._known_window: Optional[Window] = None
         self._kept.clear()
@@ -127,7 +127,7 @@ class ContinuousKernel(nn.Module):
 
     @property
     def length(self) -> Optional[Tuple[int, ...]]:
-        """Taps per axis at resolution 1; None before the first look at an input."""
+        """Taps per axis at resolution 1; None before the first input."""
         return self._length
 
     def taps(self) -> Tuple[int, ...]:
@@ -141,7 +141,7 @@ class ContinuousKernel(nn.Module):
     @torch.compiler.disable
     @untraced()
     def look(self, size: Sequence[int]) -> None:
-        """Fix the size and rescale the network's output, unless it is done already.
+        """Fix the size and rescale the network's output, unless this has been done already.
 
         Args:
             size: Spatial size of an input.
@@ -170,11 +170,11 @@ class ContinuousKernel(nn.Module):
         return list(tensors_of(self.net))
 
     def _grid(self, window: Window, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """Positions [M, dim] of the taps inside ``window``, kept between calls."""
+        """Positions [M, dim] of the taps inside ``window``, cached between calls."""
         def make() -> Tensor:
             if is_capturing(weight):
                 raise RuntimeError(RUN_FIRST)
-            # A trace holds them as a constant, whether or not they are known from before.
+            # In a trace they are a constant, whether or not they were cached before.
             with untraced() if torch.jit.is_tracing() else contextlib.nullcontext():
                 axes = [_axis_positions(n, self._resolution, self.causal)[start:stop]
                         for n, (start, stop) in zip(self._length, window)]
@@ -199,7 +199,7 @@ class ContinuousKernel(nn.Module):
         return values.reshape(*self.shape, *[stop - start for start, stop in window])
 
     def _values(self, positions: Tensor, stored: torch.dtype) -> Tensor:
-        """What the network gives, [channels, M]."""
+        """The output of the network, [channels, M]."""
         if stored != positions.dtype:
             tensors = {name: t.to(positions.dtype) for name, t in self.net.named_parameters()}
             return torch.func.functional_call(self.net, tensors, (positions, )).t()
@@ -225,7 +225,7 @@ class ContinuousKernel(nn.Module):
         return self.forward(self.window())
 
     def current(self) -> Tuple[Tensor, Window]:
-        """The kernel to use now, and its window; kept between calls where that is safe."""
+        """The kernel to use now, and its window; cached between calls when that is safe."""
         inputs = [] if self.training or not self.cache else self.inputs()
         if self.training:
             self._kept.clear()
@@ -237,7 +237,7 @@ class ContinuousKernel(nn.Module):
         return self._kept.get(key, inputs, self._sample_with_window)
 
     def _must_sample(self, inputs: List[Tensor]) -> bool:
-        """Whether gradients are wanted, a graph is recorded, or somebody looks on."""
+        """Whether gradients are needed, a graph is being recorded, or there are hooks."""
         return (is_compiling() or torch.jit.is_tracing() or not has_values(inputs[0])
                 or is_capturing(inputs[0]) or has_global_hooks() or is_watched(self)
                 or (torch.is_grad_enabled() and any([t.requires_grad for t in inputs])))

@@ -1,9 +1,8 @@
 """Convolution, norm, residual and activation as modules that belong together.
 
 At inference on the CPU they are one call of :func:`mmcontext.ops.conv_norm_act`; on a GPU norm,
-residual and activation are one of :func:`mmcontext.ops.batch_norm_act.batch_norm_act`. Wherever a
-module is of another kind, or has been hooked or changed, the modules are called one after the
-other.
+residual and activation are one call of :func:`mmcontext.ops.batch_norm_act.batch_norm_act`. If a
+module is of another kind, or has been hooked or changed, the modules are called one by one.
 """
 from typing import Dict, Iterable, Optional
 
@@ -32,11 +31,11 @@ _ACTIVATIONS = {type(None): 'none', nn.Identity: 'none', nn.ReLU: 'relu', nn.SiL
 
 
 def faster_channels_last(x: Tensor) -> bool:
-    """Whether a contiguous ``x`` is worth turning channels-last.
+    """Whether it pays to convert a contiguous ``x`` to channels-last.
 
-    It is where the C++ kernels or :func:`run_together` on a CPU make more of it, now that no
-    gradient is wanted, and in half precision on a GPU, whose matrix units work by pixels: cuDNN
-    would turn the map before every convolution and back after it.
+    It does on a CPU if the C++ kernels or :func:`run_together` are faster that way (at inference
+    only), and in half precision on a GPU, whose tensor cores work on channels-last maps: cuDNN
+    would convert the map before every convolution and back after it.
     """
     if type(x) is not Tensor or not x.is_contiguous():
         return False
@@ -47,12 +46,12 @@ def faster_channels_last(x: Tensor) -> bool:
 
 
 def _is_nothing(module: Optional[nn.Module]) -> bool:
-    """Whether there is no module, or what mmcv's ``fuse_conv_bn`` leaves of one."""
+    """Whether there is no module, or only the identity that mmcv's ``fuse_conv_bn`` leaves."""
     return module is None or (type(module) is nn.Identity and not is_touched(module))
 
 
 def _convolution(conv: nn.Module) -> Optional[Convolution]:
-    """What a convolution does; None where it has to be called to know."""
+    """The convolution that a module computes; None if the module has to be called."""
     if (type(conv) is not nn.Conv2d or conv.padding_mode != 'zeros'
             or type(conv.padding) is not tuple or is_touched(conv)):
         return None
@@ -61,7 +60,7 @@ def _convolution(conv: nn.Module) -> Optional[Convolution]:
 
 
 def _is_batch_norm(norm: Optional[nn.Module]) -> bool:
-    """Whether it is torch's batch norm. (All of them have one forward.)"""
+    """Whether it is torch's batch norm. (All of torch's share one forward.)"""
     kind = type(norm)
     if kind not in _BATCH_NORMS:
         _BATCH_NORMS[kind] = getattr(kind, 'forward', None) is nn.BatchNorm2d.forward
@@ -69,7 +68,7 @@ def _is_batch_norm(norm: Optional[nn.Module]) -> bool:
 
 
 def _norm(norm: nn.Module) -> Optional[Norm]:
-    """What a norm does that takes given statistics, or those of its groups; else None."""
+    """The norm that a module computes, if with given statistics or those of groups; else None."""
     if is_touched(norm) or (norm.training and type(norm) is not nn.GroupNorm):
         return None
     if _is_batch_norm(norm):
@@ -77,7 +76,7 @@ def _norm(norm: nn.Module) -> Optional[Norm]:
         if mean is None or mean.dtype is not torch.float32:
             return None
         return BatchNorm(mean, norm.running_var, norm.weight, norm.bias, norm.eps)
-    # One channel a group may be one value a group: `normalise` has to see it.
+    # With one channel per group a group may be a single value, which `normalise` has to handle.
     if type(norm) is nn.GroupNorm and norm.num_groups < norm.num_channels:
         return GroupNorm(norm.num_groups, norm.weight, norm.bias, norm.eps)
     return None
@@ -87,8 +86,8 @@ def _run_on_gpu(x: Tensor, conv: Optional[nn.Module], norm: Optional[nn.Module],
                 act: Optional[nn.Module], residual: Optional[Tensor]) -> Tensor:
     """:func:`run_together` on a GPU, where every Python call delays the kernels.
 
-    Narrow groups are run by what is fastest for them; batch norm, residual and activation are
-    few passes. No attribute of a module is asked for that it would have to look for.
+    Narrow groups use the kernels that are fastest for them; batch norm, residual and activation
+    take few passes. Attributes for which ``nn.Module`` would have to search are avoided.
     """
     hooked = any(GLOBAL_HOOKS)
     conv_free, norm_free, act_free = [
@@ -121,21 +120,21 @@ def _run_on_gpu(x: Tensor, conv: Optional[nn.Module], norm: Optional[nn.Module],
 
 
 def _looked_into(modules: Iterable[nn.Module]) -> bool:
-    """Whether somebody may have kept an output of the modules, or of the modules in them."""
+    """Whether a hook may have kept an output of the modules or of their submodules."""
     if has_global_hooks():
         return True
     for module in modules:
-        # (Most have no modules in them, and this runs in every layer.)
+        # (Most have no submodules, and this runs in every layer.)
         if is_touched(module) or module._modules and any(map(is_touched, module.modules())):
             return True
     return False
 
 
 def add_to_output(x: Tensor, residual: Tensor, makers: Iterable[nn.Module]) -> Tensor:
-    """``x + residual``, in place where nobody else has ``x``.
+    """``x + residual``, in place if nothing else refers to ``x``.
 
     Args:
-        makers: Whose output ``x`` is; none of them may keep it for its backward.
+        makers: The modules that computed ``x``; none of them may need it in its backward pass.
     """
     if is_symbolic(x) or x.dtype != residual.dtype or _looked_into(makers):
         return x + residual
@@ -153,7 +152,7 @@ def _finish(x: Tensor, makers: Iterable[nn.Module], act: Optional[nn.Module],
 
 def _finish_modules(x: Tensor, conv: Optional[nn.Module], norm: Optional[nn.Module],
                     act: Optional[nn.Module], residual: Optional[Tensor]) -> Tensor:
-    """What is added, and the activation, after modules that have been called."""
+    """Residual and activation after modules that have been called."""
     if residual is None and act is None:
         return x
     makers = [module for module in (conv, norm) if module is not None]
@@ -173,7 +172,7 @@ def run_together(x: Tensor, conv: Optional[nn.Module] = None, norm: Optional[nn.
         conv: A convolution, or any module in its place. None for none.
         norm: A norm of any kind. None for none.
         act: An activation of any kind. None for none.
-        residual: What is added before the activation. None for nothing.
+        residual: Map that is added before the activation. None for nothing.
     """
     if type(x) is Tensor and (x.is_cuda or switch.is_on_gpu(x)):
         return _run_on_gpu(x, conv, norm, act, residual)
@@ -201,8 +200,8 @@ def run_together(x: Tensor, conv: Optional[nn.Module] = None, norm: Optional[nn.
 class ConvNormAct(nn.Sequential):
     """Convolution, norm and activation, in one pass at inference.
 
-    The modules have the names '0', '1', ... of a ``Sequential`` of those that are given, in the
-    order of the arguments but for ``pool``, which comes first.
+    The given modules are named '0', '1', ... as in a ``Sequential``, in the order of the
+    arguments except for ``pool``, which comes first.
 
     Args:
         conv: A convolution, or any module in its place. None for none.
@@ -225,7 +224,7 @@ class ConvNormAct(nn.Sequential):
         return super().__getitem__(index)
 
     def part(self, name: str) -> Optional[nn.Module]:
-        """The module that now stands for 'conv', 'norm', 'act' or 'pool'; None where none does."""
+        """The module that currently is 'conv', 'norm', 'act' or 'pool'; None if there is none."""
         return self._modules.get(self._names.get(name))
 
     def forward(self, x: Tensor, residual: Optional[Tensor] = None) -> Tensor:
@@ -238,7 +237,7 @@ class ConvNormAct(nn.Sequential):
 
 
 class FusedConvModule(ConvModule):
-    """mmcv's ``ConvModule`` that at inference runs its modules together.
+    """mmcv's ``ConvModule``, with its modules fused at inference.
 
     Args: as ``ConvModule``; ``norm_cfg`` is fitted to ``out_channels``.
     """
@@ -261,7 +260,7 @@ def conv_norm_act(in_channels: int, out_channels: int, kernel_size, norm_cfg: Op
                   act_cfg: Optional[dict], **conv_options) -> ConvNormAct:
     """Convolution, norm (BN unless ``norm_cfg`` says otherwise) and activation.
 
-    ``ConvModule`` would do, but warns of every convolution bias before a norm, and some of
+    ``ConvModule`` would do, but it warns about every convolution bias before a norm, and some of
     the published layers have one.
     """
     return ConvNormAct(nn.Conv2d(in_channels, out_channels, kernel_size, **conv_options),

@@ -24,31 +24,31 @@ class CoT2d(DynamicKernelLayer):
     kernels computed from the input and that convolution, fused by split attention.
 
     From "Contextual Transformer Networks for Visual Recognition",
-    https://arxiv.org/abs/2107.12292. ``cardinality=2`` is the CoXt layer of CoTNeXt. Takes the
-    place of a convolution with its norm and activation, also as ``conv_cfg`` and as ``dcn``.
+    https://arxiv.org/abs/2107.12292. ``cardinality=2`` is the CoXt layer of CoTNeXt. Replaces a
+    convolution together with its norm and activation, also as ``conv_cfg`` and as ``dcn``.
 
     Args:
         in_channels: Channels of the input, divisible by 8 * ``cardinality``.
-        out_channels: Channels of the output; other than ``in_channels`` adds a 1x1
-            convolution at the end. None for ``in_channels``.
+        out_channels: Channels of the output; if other than ``in_channels``, a 1x1 convolution
+            is added at the end. None for ``in_channels``.
         kernel_size: Odd size of the neighbourhood. Defaults to 3.
-        stride: Step in input pixels; above 1 a 3x3 average pool of that stride (padding 1,
-            counted) stands before the layer. Defaults to 1.
-        padding: Only what keeps the size at stride 1, or None for the same.
-        dilation: Distance of two taps. Defaults to 1.
+        stride: Step in input pixels; if above 1, a 3x3 average pool of that stride (padding 1,
+            counted in the mean) comes before the layer. Defaults to 1.
+        padding: Must keep the size at stride 1; None for that padding.
+        dilation: Distance between two taps. Defaults to 1.
         groups: Must be 1.
         bias: Whether to add a bias to the output. Defaults to False.
         cardinality: 1 for CoT, 2 for CoXt. Defaults to 1.
         norm_cfg: Norm of key, value, embeddings and attention, see
             :func:`mmcontext.layers.norms.fit_norm_cfg`. Defaults to BN. (The kernels have a group
             norm of their own.)
-        kernel_size_override: Kernel size in place of ``kernel_size``, for callers that
-            fix it; the output size stays.
+        kernel_size_override: Kernel size used instead of ``kernel_size``, for callers that
+            dictate it; the output size does not change.
 
-    Shape: [B, in_channels, H, W] -> [B, out_channels, Ho, Wo], sizes as of ``Conv2d``.
+    Shape: [B, in_channels, H, W] -> [B, out_channels, Ho, Wo], sizes as for ``Conv2d``.
 
     Raises:
-        ValueError: ``in_channels`` does not divide as said, or the kernel is even, or the
+        ValueError: ``in_channels`` is not divisible as required, or the kernel is even, or the
             padding changes the size.
     """
 
@@ -87,7 +87,8 @@ class CoT2d(DynamicKernelLayer):
                                    groups=cardinality, bias=False)
         self.norm = build_norm(norm_cfg, in_channels)
         self.act = nn.SiLU()
-        # After self.norm: mmcv's fuse_conv_bn takes a norm for that of the convolution before it.
+        # After self.norm: mmcv's fuse_conv_bn assumes that a norm belongs to the preceding
+        # convolution.
         self.span = nn.Conv2d(half, kernel_groups * taps, 1, groups=cardinality)
         self.span_norm = nn.GroupNorm(kernel_groups, kernel_groups * taps)
         attention = max(half, 32)
@@ -96,7 +97,7 @@ class CoT2d(DynamicKernelLayer):
         self._kernel_shape = (kernel_groups, taps)
 
     def _embed(self, x: Tensor, key: Tensor) -> Tensor:
-        """The embedding [B, C / 2, H, W] of both, without joining them where that is faster."""
+        """The embedding [B, C / 2, H, W] of both, without concatenation where that is faster."""
         embed = self._modules['embed']
         conv = embed.part('conv')
         if (type(x) is Tensor and is_plain(embed, ConvNormAct) and is_plain(conv, nn.Conv2d)
@@ -116,13 +117,13 @@ class CoT2d(DynamicKernelLayer):
         if span.groups > 1:
             weight = torch.block_diag(*weight.chunk(span.groups))
         w = span_by_rows(r, weight, span.bias)
-        # (Not group_norm, which autocast runs in float32: two passes more over the kernels.)
+        # (Not group_norm, which autocast runs in float32: two more passes over the kernels.)
         return torch.native_group_norm(w, norm.weight.to(w.dtype), norm.bias.to(w.dtype),
                                        w.shape[0], w.shape[1], w.shape[2] * w.shape[3],
                                        norm.num_groups, norm.eps)[0]
 
     def _aggregate(self, value: Tensor, kernels: Tensor) -> Tensor:
-        # (Not unflatten: after it the ONNX exporter takes all sizes for constants.)
+        # (Not unflatten, after which the ONNX exporter makes all sizes constants.)
         w = kernels.view(kernels.shape[0], *self._kernel_shape, kernels.shape[2],
                          kernels.shape[3])
         return aggregate_in_parts(value, w, self.cardinality, self.kernel_size,
@@ -134,7 +135,7 @@ class CoT2d(DynamicKernelLayer):
         self.check_input(x)
         if self.stride != (1, 1):
             x = avg_pool2d(x, 3, self.stride, padding=1)
-        # (Not by attribute: a module searches all that it holds for one.)
+        # (Not by attribute, for which nn.Module would search all its dictionaries.)
         modules = self._modules
         key = modules['key'](x)
         kernels = self._kernels(self._embed(x, key))

@@ -17,21 +17,21 @@ _GATE_KERNEL = 3
 
 @MODELS.register_module()
 class CVolution2d(Involution2d):
-    """C-volution: involution of features that a global gate has weighted channel by channel.
+    """C-volution: involution of features whose channels are weighted by a global gate.
 
     From "C-volution: A Hybrid Operator for Visual Recognition", PRCV 2023. The gate is the
-    spatial mean of a grouped 3x3 convolution of the input. Takes the place of ``Conv2d``, also
-    as ``conv_cfg`` and as ``dcn``.
+    spatial mean of a grouped 3x3 convolution of the input. A drop-in replacement for ``Conv2d``,
+    also as ``conv_cfg`` and as ``dcn``.
 
     Args: as :class:`Involution2d`, and
         gate_groups: Groups of the gate's convolution; divides ``in_channels``. 16 in the
             published backbone (the default), 4 in its necks and heads.
 
-    Shape: [B, in_channels, H, W] -> [B, out_channels, Ho, Wo], sizes as of ``Conv2d``.
+    Shape: [B, in_channels, H, W] -> [B, out_channels, Ho, Wo], sizes as for ``Conv2d``.
 
     Raises:
-        ValueError: ``in_channels`` does not divide as said, or an input is smaller than the
-            gate's convolution with kernels of side 1.
+        ValueError: ``in_channels`` is not divisible as required, or (with kernels of side 1) an
+            input is smaller than the kernel of the gate's convolution.
     """
 
     _reduce_bias = True
@@ -51,7 +51,7 @@ class CVolution2d(Involution2d):
 
     def _gate_by_sum(self, x: Tensor) -> bool:
         """Whether every tap of the gate's convolution meets every pixel once, so that its mean is
-        a matrix product with the sum of x: the same number for C/9 of the work."""
+        a matrix product with the sum of x: the same result for one sum over the map."""
         if min(self.gate_padding) < _GATE_KERNEL - 1 and not is_symbolic(x):
             least = tuple(_GATE_KERNEL - 2 * pad for pad in self.gate_padding)
             if any(size < wanted for size, wanted in zip(x.shape[-2:], least)):
@@ -61,7 +61,7 @@ class CVolution2d(Involution2d):
                 and is_plain(self.gate, nn.Conv2d))
 
     def _gate_pixels(self, x: Tensor) -> int:
-        """Pixels of the gate's convolution."""
+        """Number of output pixels of the gate's convolution."""
         (rows, cols), (pad_h, pad_w) = x.shape[-2:], self.gate_padding
         return (rows + 2 * pad_h - _GATE_KERNEL + 1) * (cols + 2 * pad_w - _GATE_KERNEL + 1)
 
@@ -70,7 +70,7 @@ class CVolution2d(Involution2d):
         if not self._gate_by_sum(x):
             return spatial_mean(self.gate(x))
         if torch.jit.is_tracing():
-            # A trace takes the sizes for constants; these are the same ones, zero by zero.
+            # A trace would make the sizes constants. Padding with zeros gives the same mean.
             rows, cols = (pad - _GATE_KERNEL // 2 for pad in self.gate_padding)
             total = spatial_mean(F.pad(x, (cols, cols, rows, rows))).flatten(1)
         else:

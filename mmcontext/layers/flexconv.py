@@ -13,7 +13,7 @@ from mmcontext.layers.continuous_kernel import RUN_FIRST, ContinuousKernel, Wind
 from mmcontext.ops.tracing import is_capturing
 from mmcontext.registry import MODELS
 
-# Centres of the kernel network's filters are drawn from a box this many initial sigmas wide.
+# The centres of the kernel network's filters are drawn from a box this many initial sigmas wide.
 _INIT_BOX_SIGMAS = 1.667
 # Keeps the mask finite when a sigma passes through zero.
 _EPS = 1e-8
@@ -35,9 +35,9 @@ def _checked(mask_cfg: Optional[dict]) -> dict:
 class MaskedKernel(ContinuousKernel):
     """A continuous kernel times exp(-0.5 sum_d ((x_d - mean_d) / sigma_d)^2).
 
-    Taps outside the box where the mask may exceed its threshold are not in the window. Where
-    values cannot be read, in an export and while a CUDA graph is captured, the window is that of
-    the last call.
+    Taps outside the box in which the mask can exceed its threshold are not in the window. When
+    values cannot be read (in an export, and while a CUDA graph is being captured), the window is
+    that of the last call.
 
     Args:
         mask_cfg (dict, optional): See :class:`FlexConvNd`.
@@ -91,7 +91,7 @@ class MaskedKernel(ContinuousKernel):
 
     @torch.compiler.disable
     def _cropped(self) -> Window:
-        """The window by the mask as it is now; reads values, so no graph can hold it."""
+        """The window of the current mask; reads values, so it cannot be part of a graph."""
         return self._crop(_read([self])[0])
 
     def _crop(self, mask: List[float]) -> Window:
@@ -112,7 +112,7 @@ class MaskedKernel(ContinuousKernel):
             # Position i is 1 - (taps - 1 - i) step.
             first = math.floor((mean - radius - 1) / step) + taps - 1
             return min(max(first, 0), taps - 1), taps
-        # Both sides alike, as far as the farther edge of the mask: the kernel stays centred.
+        # Symmetric, up to the farther edge of the mask, so that the kernel stays centred.
         edge = abs(mean) + radius
         if edge >= 1:
             return 0, taps
@@ -123,7 +123,7 @@ class MaskedKernel(ContinuousKernel):
 
 @torch.no_grad()
 def _read(kernels: Sequence[MaskedKernel]) -> List[List[float]]:
-    """Mean, sigma and threshold of the masks; a GPU is waited for, once for all of them."""
+    """Mean, sigma and threshold of the masks; synchronises with a GPU, once for all of them."""
     masks = [(kernel.mask_mean, kernel.mask_width, kernel.mask_threshold) for kernel in kernels]
     values = torch.cat([tensor for mask in masks for tensor in mask]).tolist()
     ends = list(itertools.accumulate([2 * kernel.dim + 1 for kernel in kernels]))
@@ -131,13 +131,13 @@ def _read(kernels: Sequence[MaskedKernel]) -> List[List[float]]:
 
 
 def refresh_windows(kernels: Sequence[ContinuousKernel]) -> Tuple[Optional[Window], ...]:
-    """The windows as they are now, which a CUDA graph captured next will hold.
+    """Recompute the windows, which a CUDA graph captured next will contain.
 
     Args:
         kernels: On one device.
 
     Returns:
-        A window each; None where no input has been seen yet.
+        One window each; None if no input has been seen yet.
     """
     masked = [kernel for kernel in kernels
               if isinstance(kernel, MaskedKernel) and kernel.crop and kernel.length]
@@ -151,7 +151,7 @@ class FlexConvNd(CKConvNd):
     """Continuous kernel convolution under a learned Gaussian mask; base of the concrete classes.
 
     The kernel is multiplied by exp(-0.5 sum_d ((x_d - mean_d) / sigma_d)^2) with a learned sigma
-    per axis, and taps outside the box where the mask may exceed a threshold are not sampled at
+    per axis, and taps outside the box in which the mask can exceed a threshold are not sampled at
     all: a kernel is as small as the data allow (FlexConv, arXiv 2110.08059).
 
     Use the concrete classes: ``FlexConv1d`` .. ``3d`` and ``SeparableFlexConv1d`` .. ``3d``.
@@ -159,14 +159,14 @@ class FlexConvNd(CKConvNd):
     Args:
         mask_cfg (dict, optional): ``init`` (initial sigma, default 0.075; the kernel spans
             [-1, 1]), ``threshold`` (default 0.1), ``learn_mean`` (default False) and ``crop``
-            (whether to leave taps out, default True). The mean is 0, and 1 (the newest position)
+            (whether to leave taps out, default True). The mean is 0, or 1 (the newest position)
             on every axis of a causal kernel. 2.1 times ``init``, where the mask falls to its
             threshold, should reach the taps next to the middle one, 2 / (kernel_size - 1) away,
-            because a MAGNet starts at zero in the middle and would not learn: 0.075 does from 15
-            taps on, 0.3 from 5 on.
+            because a MAGNet starts at zero in the middle and would not learn otherwise: 0.075
+            does from 15 taps on, 0.3 from 5 on.
         Others: See :class:`mmcontext.layers.ckconv.CKConvNd`.
 
-    The parameter is called ``mask_width``; a learning rate of its own is
+    The parameter is called ``mask_width``; to give it its own learning rate, set
     ``paramwise_cfg=dict(custom_keys=dict(mask_width=dict(lr_mult=0.1)))``.
     """
 
@@ -193,7 +193,7 @@ class FlexConvNd(CKConvNd):
 
     @property
     def mask_threshold(self) -> Tensor:
-        """Taps where the mask stays below it are left out."""
+        """Taps at which the mask is below it are left out."""
         return self.kernel.mask_threshold
 
     @property

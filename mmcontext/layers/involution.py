@@ -19,19 +19,19 @@ class Involution2d(DynamicKernelLayer):
     """Involution: every pixel computes the kernel that aggregates its neighbourhood.
 
     From "Involution: Inverting the Inherence of Convolution for Visual Recognition",
-    https://arxiv.org/abs/2103.06255. Takes the place of ``Conv2d``, also as ``conv_cfg`` and
-    as ``dcn``.
+    https://arxiv.org/abs/2103.06255. A drop-in replacement for ``Conv2d``, also as ``conv_cfg``
+    and as ``dcn``.
 
     Args:
         in_channels: Channels of the input, divisible by ``group_channels`` and
             ``reduction_ratio``.
-        out_channels: Channels of the output; other than ``in_channels`` adds a 1x1
-            convolution after the aggregation. None for ``in_channels``.
+        out_channels: Channels of the output; if other than ``in_channels``, a 1x1 convolution
+            follows the aggregation. None for ``in_channels``.
         kernel_size: Size of the neighbourhood. Defaults to 7.
         stride: Step in input pixels; the kernels are computed from an average pool of that
             stride. Defaults to 1.
         padding: Zeros on each side; None keeps the size at stride 1.
-        dilation: Distance of two taps. Defaults to 1.
+        dilation: Distance between two taps. Defaults to 1.
         groups: Must be 1; the sharing of kernels is set by ``group_channels``.
         bias: Whether to add a bias to the output. Defaults to False.
         group_channels: Channels that share a kernel. Defaults to 16.
@@ -39,17 +39,17 @@ class Involution2d(DynamicKernelLayer):
         norm_cfg: Norm of the kernel branch, see :func:`mmcontext.layers.norms.fit_norm_cfg`.
             Defaults to BN.
         act_cfg: Activation of the kernel branch. Defaults to ReLU.
-        kernel_size_override: Kernel size in place of ``kernel_size``, for callers that
-            fix it; the output size stays.
-        fused: Compute the kernels in the aggregation, a few megabytes at a time, and never
-            keep them: the same numbers for less memory, and in training one more pass of the
-            1x1 convolution that makes them. Where ``span`` is hooked or otherwise touched it is
-            called, as without this. Defaults to False.
+        kernel_size_override: Kernel size used instead of ``kernel_size``, for callers that
+            dictate it; the output size does not change.
+        fused: Compute the kernels within the aggregation, a few megabytes at a time, and never
+            store them: the same results with less memory and, in training, one more pass of the
+            1x1 convolution that makes them. If ``span`` has hooks or has been changed it is
+            called, as without this option. Defaults to False.
 
-    Shape: [B, in_channels, H, W] -> [B, out_channels, Ho, Wo], sizes as of ``Conv2d``.
+    Shape: [B, in_channels, H, W] -> [B, out_channels, Ho, Wo], sizes as for ``Conv2d``.
 
     Raises:
-        ValueError: ``in_channels`` does not divide as said.
+        ValueError: ``in_channels`` is not divisible as required.
     """
 
     _reduce_bias = False
@@ -79,7 +79,7 @@ class Involution2d(DynamicKernelLayer):
         return self.kernel_size[0] * self.kernel_size[1]
 
     def _centres(self, x: Tensor) -> Tensor:
-        """Features [B, C, Ho, Wo] under the output pixels: cropped to them, then pooled."""
+        """Features [B, C, Ho, Wo] at the output pixels: cropped to these, then pooled."""
         crop = []
         for pad, kernel, dilation in zip(self.padding, self.kernel_size, self.dilation):
             lost = dilation * (kernel - 1) - 2 * pad
@@ -93,20 +93,20 @@ class Involution2d(DynamicKernelLayer):
         if any((top, bottom, left, right)):
             x = F.pad(x, (-left, -right, -top, -bottom))
         if self.stride != (1, 1):
-            # ceil_mode also gives an odd row or column its kernel.
+            # With ceil_mode an odd last row or column gets a kernel too.
             x = avg_pool2d(x, self.stride, self.stride, ceil_mode=True)
         return x
 
     def kernels(self, x: Tensor) -> Tensor:
         """The kernels [B, G, K*K, Ho, Wo] of an input [B, in_channels, H, W]."""
-        # (Not by attribute: a module searches all that it holds for one.)
+        # (Not by attribute, for which nn.Module would search all its dictionaries.)
         reduce, span = self._modules['reduce'], self._modules['span']
         r = reduce(self._centres(x))
         if wants_rows(r) and is_plain(span, nn.Conv2d):
             w = span_by_rows(r, *span._parameters.values())
         else:
             w = run_together(r, span)
-        # (Not unflatten: after it the ONNX exporter takes all sizes for constants.)
+        # (Not unflatten, after which the ONNX exporter makes all sizes constants.)
         return w.view(w.shape[0], self.kernel_groups, self._taps, w.shape[2], w.shape[3])
 
     def values(self, x: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class Involution2d(DynamicKernelLayer):
         return x
 
     def gate_values(self, x: Tensor) -> Optional[Tensor]:
-        """Factors of the channels that are aggregated, [B, in_channels, 1, 1]; None for 1."""
+        """Factors for the aggregated channels, [B, in_channels, 1, 1]; None for 1."""
         return None
 
     def forward(self, x: Tensor) -> Tensor:

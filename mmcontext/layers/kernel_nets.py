@@ -1,7 +1,7 @@
 """Small networks from coordinates to kernel values.
 
 Every network maps positions [M, dim] in [-1, 1]^dim to values [M, out_channels] and ends in a
-linear layer ``output_linear``, which continuous convolutions rescale once to the kernel's size.
+linear layer ``output_linear``, which a continuous convolution rescales once by the kernel's size.
 """
 import math
 from typing import Sequence
@@ -23,8 +23,8 @@ class KernelNet(nn.Module):
         out_channels (int): Values per position.
         hidden_channels (int): Width. Defaults to 32.
         num_layers (int): Depth, as each network counts it. Defaults to 3.
-        bias (bool): Whether the linear layers have one. Defaults to True.
-        omega_0 (float): Highest frequency at initialisation, where the network has one.
+        bias (bool): Whether the linear layers have a bias. Defaults to True.
+        omega_0 (float): Highest frequency at initialisation, if the network has one.
             Defaults to 100.
         init_box (float): Half side of the box that the centres of localised filters are drawn
             from. Defaults to 1.
@@ -75,7 +75,7 @@ class KernelNet(nn.Module):
         return self.output_linear(self.features(positions))
 
     def by_channel(self, positions: Tensor) -> Tensor:
-        """What ``forward`` gives, [out_channels, M]: each channel's values in one piece."""
+        """The output of ``forward`` as [out_channels, M], the values of a channel contiguous."""
         linear = self.output_linear
         if not is_plain(linear, nn.Linear):
             return self(positions).t()
@@ -89,7 +89,7 @@ class KernelNet(nn.Module):
 
 
 def _joined(filters: Sequence[nn.Module], name: str) -> Tensor:
-    """The parameters of that name, one filter after the other."""
+    """The parameters of that name of all filters, concatenated."""
     return torch.cat([getattr(one, name) for one in filters])
 
 
@@ -133,7 +133,7 @@ class GaborFilter(SineFilter):
     def __init__(self, net: KernelNet, bound: float, alpha: float, widths: int) -> None:
         super().__init__(net, bound)
         box = torch.rand(net.hidden_channels, net.dim)
-        # A box of one covers every position, newest or not.
+        # A box of half side 1 covers all positions.
         one_sided = net.causal and net.init_box != 1
         self.mu = nn.Parameter(1 - net.init_box * box if one_sided else net.init_box *
                                (2 * box - 1))
@@ -174,7 +174,7 @@ class FourierFeatures(nn.Module):
 
 
 class _MultiplicativeFilterNet(KernelNet):
-    """z = f_0(x); z = f_i(x) * Linear_i(z) for i = 1 .. num_layers (so one filter more)."""
+    """z = f_0(x); z = f_i(x) * Linear_i(z) for i = 1 .. num_layers: num_layers + 1 filters."""
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -194,7 +194,7 @@ class _MultiplicativeFilterNet(KernelNet):
                 nn.init.ones_(linear.bias)
 
     def _filtered(self, positions: Tensor) -> Sequence[Tensor]:
-        """Values [M, hidden_channels] of every filter, in few operators where they are alike."""
+        """Values [M, hidden_channels] of every filter; filters of one kind are run together."""
         filters = list(self.filters)
         kind = type(filters[0])
         if kind in (SineFilter, GaborFilter) and all(
@@ -224,7 +224,8 @@ class MAGNet(_MultiplicativeFilterNet):
 
 @MODELS.register_module()
 class GaborNet(_MultiplicativeFilterNet):
-    """Gabor network with isotropic filters, all drawn alike (MFN, Fathony et al., ICLR 2021).
+    """Gabor network with isotropic, identically distributed filters (MFN, Fathony et al.,
+    ICLR 2021).
 
     See :class:`KernelNet` for the arguments.
     """
@@ -235,7 +236,7 @@ class GaborNet(_MultiplicativeFilterNet):
 
 @MODELS.register_module()
 class FourierNet(_MultiplicativeFilterNet):
-    """Multiplicative network of sines, started so that all frequencies weigh alike.
+    """Multiplicative network of sines, initialised so that all frequencies have equal weight.
 
     See :class:`KernelNet` for the arguments.
     """
@@ -245,8 +246,8 @@ class FourierNet(_MultiplicativeFilterNet):
 
     @torch.no_grad()
     def _init_linears(self) -> None:
-        # sin * sin halves the amplitude of each of its two frequencies; orthogonal weights of
-        # gain sqrt(2) make up for it, and the bias keeps the lower ones in.
+        # sin * sin halves the amplitude of each of its two frequencies; orthogonal weights with
+        # gain sqrt(2) compensate for this, and the bias preserves the lower frequencies.
         product = torch.eye(self.hidden_channels)
         for i, linear in enumerate(self.linears):
             nn.init.orthogonal_(linear.weight, gain=math.sqrt(2))
@@ -319,7 +320,7 @@ class KernelMLP(KernelNet):
     Args:
         act_cfg (dict): Activation. Defaults to ReLU.
         Others: See :class:`KernelNet`; ``num_layers`` counts the output layer, so it must be at
-            least 2, and ``omega_0``, ``init_box`` and ``causal`` play no part.
+            least 2, and ``omega_0``, ``init_box`` and ``causal`` have no effect.
     """
 
     def __init__(self, *args, act_cfg: dict = dict(type='ReLU'), **kwargs) -> None:

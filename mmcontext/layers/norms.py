@@ -1,4 +1,4 @@
-"""Norms as the layers build and call them: in narrow branches, and where there is no statistic."""
+"""Building and calling norms: in narrow branches, and for batches without statistics."""
 from typing import Callable, Optional
 
 import torch
@@ -16,11 +16,11 @@ _PASS = '_before_norm'
 
 
 def fit_norm_cfg(norm_cfg: Optional[dict], channels: int) -> dict:
-    """The config of a norm over that many channels.
+    """The config of a norm, adapted to a number of channels.
 
     Args:
-        norm_cfg: Config of any norm; None for BN. ``num_groups`` that does not divide the
-            channels, as in narrow branches, gives way to the largest number below that does.
+        norm_cfg: Config of any norm; None for BN. A ``num_groups`` that does not divide the
+            channels, as in narrow branches, is replaced by the largest smaller number that does.
         channels: Channels of the map.
     """
     cfg = dict(norm_cfg or dict(type='BN'))
@@ -37,13 +37,13 @@ def build_norm(norm_cfg: Optional[dict], channels: int) -> nn.Module:
 
 
 def _is_synchronised(norm: _BatchNorm) -> bool:
-    """Whether its statistics are those of several processes."""
+    """Whether its statistics are computed over several processes."""
     return (isinstance(norm, nn.SyncBatchNorm) and norm.training and dist.is_available()
             and dist.is_initialized() and dist.get_world_size(norm.process_group) > 1)
 
 
 def lacks_statistics(norm: nn.Module, x: Tensor) -> bool:
-    """Whether a norm that takes statistics from ``x`` would find single values, or none."""
+    """Whether a norm would take its statistics from single values of ``x``, or from none."""
     if isinstance(norm, _BatchNorm):
         return ((norm.training or norm.running_mean is None)
                 and x.numel() <= x.shape[1] and not _is_synchronised(norm))
@@ -55,19 +55,19 @@ def lacks_statistics(norm: nn.Module, x: Tensor) -> bool:
 
 
 def _by_running_statistics(norm: nn.Module, x: Tensor) -> Tensor:
-    """The norm by its running statistics, or by those it would start from: mean 0, variance 1."""
+    """The norm with its running statistics, or their initial values: mean 0, variance 1."""
     mean, variance = getattr(norm, 'running_mean', None), getattr(norm, 'running_var', None)
     if mean is None:
         like = x if norm.weight is None else norm.weight
         mean, variance = like.new_zeros(x.shape[1]), like.new_ones(x.shape[1])
     elif norm.training:
-        # The next batch may move them before the backward of this one has read them.
+        # The next batch may update them before the backward pass of this one has read them.
         mean, variance = mean.clone(), variance.clone()
     return F.batch_norm(x, mean, variance, norm.weight, norm.bias, training=False, eps=norm.eps)
 
 
 def _call_as(norm: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``norm(x)``, hooks and all, with ``forward`` in place of its own."""
+    """``norm(x)`` with its hooks, but with ``forward`` instead of its own."""
     if not is_touched(norm):
         return forward(x)
     before = norm.__dict__.get('forward')
@@ -82,10 +82,10 @@ def _call_as(norm: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) ->
 
 
 def _synchronised(norm: nn.SyncBatchNorm, x: Tensor) -> Tensor:
-    """``norm(x)`` of a process with one value a channel, or none.
+    """``norm(x)`` in a process with one value per channel, or none.
 
-    If the other processes have no values either, the variance of the single one, 0 / 0, gets into
-    the running variance. That cannot be known before, and all processes must take part.
+    If the other processes have no values either, the variance of a single value, 0 / 0, gets into
+    the running variance. This cannot be known in advance, and all processes must take part.
     """
     before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
     y = norm(x)
@@ -99,7 +99,7 @@ def _synchronised(norm: nn.SyncBatchNorm, x: Tensor) -> Tensor:
 def _traced(norm: nn.Module, x: Tensor) -> Tensor:
     """``norm(x)`` in a graph of ``torch.fx``.
 
-    mmengine's ``efficient_conv_bn_eval`` takes whatever comes before a batch norm for a
+    mmengine's ``efficient_conv_bn_eval`` assumes that whatever comes before a batch norm is a
     module.
     """
     if isinstance(norm, _BatchNorm) and x.node.op != 'call_module':
@@ -110,16 +110,16 @@ def _traced(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def normalise(norm: nn.Module, x: Tensor) -> Tensor:
-    """``norm(x)``, also of a batch that has no statistics.
+    """``norm(x)``, also for a batch that has no statistics.
 
-    One value a channel (one image before a batch norm of pooled features, one spatial
-    position before an instance norm) has no variance, and torch raises an error in
-    training; with no value it makes NaN of the running statistics. Such a batch is normalised by
-    the running statistics, which it leaves as they are; by mean 0 and variance 1 where the norm
-    keeps none. A ``SyncBatchNorm`` counts the values of all processes.
+    A single value per channel (one image before a batch norm of pooled features, one spatial
+    position before an instance norm) has no variance, and torch raises an error in training; with
+    no value at all the running statistics become NaN. Such a batch is normalised with the running
+    statistics, without updating them, or with mean 0 and variance 1 if the norm keeps none. A
+    ``SyncBatchNorm`` counts the values of all processes.
 
     Args:
-        norm: A norm of any kind; another module is called as it is.
+        norm: A norm of any kind; any other module is simply called.
         x: [B, C, *size].
     """
     if type(x) is Tensor and x.dim() == 4 and x.shape[0] and x.shape[2] * x.shape[3] > 1:

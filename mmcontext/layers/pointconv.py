@@ -50,8 +50,7 @@ class PointCKConv(nn.Module):
     Args:
         in_channels (int): Channels of the input.
         out_channels (int, optional): Channels of the output. None means ``in_channels``.
-        num_neighbours (int): Points that the sum is over, the point itself included. Defaults
-            to 256.
+        num_neighbours (int): Points in the sum, including the point itself. Defaults to 256.
         kernel_cfg (dict, optional): Kernel network, see ``mmcontext.layers.kernel_nets``.
             Defaults to ``dict(type='MAGNet', hidden_channels=32, num_layers=3, omega_0=50.)``.
         bias (bool): Bias of the mixer. Defaults to True.
@@ -63,7 +62,7 @@ class PointCKConv(nn.Module):
         ValueError: ``num_neighbours`` is not positive.
     """
 
-    # Features are [B, C, N], as of a sequence: what a CCNN builds beside it has one axis.
+    # Features are [B, C, N] as for a sequence: the other layers that a CCNN builds have one axis.
     dim = 1
 
     def __init__(self, in_channels: int, out_channels: Optional[int] = None,
@@ -75,7 +74,7 @@ class PointCKConv(nn.Module):
         self.in_channels = in_channels
         self.out_channels = in_channels if out_channels is None else out_channels
         self.num_neighbours = num_neighbours
-        # Set by a network for the length of a forward.
+        # Set by the network for the duration of a forward pass.
         self.neighbours: Optional[Neighbours] = None
         self.kernel_net = MODELS.build({
             '_scope_': 'mmcontext', 'type': 'MAGNet', 'hidden_channels': 32, 'num_layers': 3,

@@ -20,13 +20,13 @@ class PyConv2d(PyramidConv2d):
     """Pyramidal convolution: output channels split into levels of growing kernel and groups.
 
     From "Pyramidal Convolution: Rethinking Convolutional Neural Networks for Visual
-    Recognition", https://arxiv.org/abs/2006.11538. Takes the place of ``Conv2d``, also as
+    Recognition", https://arxiv.org/abs/2006.11538. A drop-in replacement for ``Conv2d``, also as
     ``conv_cfg`` and as ``dcn``.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output; None for ``in_channels``.
-        kernel_size: Kernel size of the first level, the others have 2 more each; or a list
+        kernel_size: Kernel size of the first level, growing by 2 from level to level; or a list
             with the size of every level. Defaults to 3.
         stride: Step in input pixels. Defaults to 1.
         padding: Zeros on each side of the first level, more for the larger kernels; None
@@ -35,13 +35,13 @@ class PyConv2d(PyramidConv2d):
         groups: Groups per level, or one number for all; None or 1 for the published
             1, 4, 8, 16.
         bias: Whether to add a bias. Defaults to False.
-        levels: Number of levels, 1 to 4, when neither ``kernel_size`` nor ``groups`` is a
-            list. Defaults to 4.
-        out_splits: Output channels per level; None for the published shares.
-        kernel_size_override: Kernel size (or list) in place of ``kernel_size``, for callers
-            that fix it; the output size stays.
+        levels: Number of levels, 1 to 4, if neither ``kernel_size`` nor ``groups`` is a list.
+            Defaults to 4.
+        out_splits: Output channels per level; None for the published proportions.
+        kernel_size_override: Kernel size (or list) used instead of ``kernel_size``, for callers
+            that dictate it; the output size does not change.
 
-    Shape: [B, in_channels, H, W] -> [B, out_channels, Ho, Wo], sizes as of ``Conv2d``.
+    Shape: [B, in_channels, H, W] -> [B, out_channels, Ho, Wo], sizes as for ``Conv2d``.
 
     Raises:
         ValueError: Channels do not divide, or the levels do not add up.

@@ -1,4 +1,4 @@
-"""Layers of this package in the place of a network's convolutions."""
+"""Replacing the convolutions of any network with layers of this package."""
 import inspect
 import re
 from typing import Callable, List, Union
@@ -35,24 +35,24 @@ def _own_kernel_size(cls: type):
 def replace_convs(model: nn.Module, cfg: dict, where: Where = None) -> List[str]:
     """Replace the 3x3 convolutions of any network, in place.
 
-    The layers start untrained. Where ``cfg`` names no kernel size they have their own (7 for
-    involution and C-volution); the sizes of the feature maps stay.
+    The layers start untrained. If ``cfg`` names no kernel size they have their own default (7 for
+    involution and C-volution); the sizes of the feature maps do not change.
 
     Args:
-        model: A network of torchvision, timm or one's own.
+        model: A network from torchvision, timm or your own code.
         cfg: The layer and its arguments other than channels, stride and dilation, e.g.
-            ``dict(type='CVolution2d')``. Layers of one or three axes replace convolutions of as
-            many.
-        where: Regular expression to be found in the name of a module, such as ``'layer[34]'``; or
-            a function of name and module, which then alone decides, also about groups and kernel
-            sizes. None for every ungrouped 3x3 convolution.
+            ``dict(type='CVolution2d')``. Layers with one or three axes replace convolutions with
+            as many.
+        where: Regular expression searched for in the names of ungrouped 3x3 convolutions, such as
+            ``'layer[34]'``; or a function of name and module, which then is the only criterion,
+            whatever the groups and kernel size. None for every ungrouped 3x3 convolution.
 
     Returns:
         The names of the modules that were replaced, in order.
 
     Raises:
-        ValueError: None was chosen, or the layer does not fit one that was; then nothing has been
-            changed.
+        ValueError: No convolution was chosen, or the layer cannot replace one of those chosen; the
+            model is then unchanged.
     """
     if not isinstance(cfg, dict) or 'type' not in cfg:
         raise ValueError("cfg must be a dict with the key 'type', such as "

@@ -15,8 +15,8 @@ class SplitAttention2d(ContextLayer):
     """Split-attention convolution of radix 1: a convolution that gates its own channels.
 
     From "ResNeSt: Split-Attention Networks", https://arxiv.org/abs/2004.08955; SE-CoTNetD uses
-    it, with swish, where it has no contextual transformer layer. Takes the place of a
-    convolution with its norm and activation.
+    it, with swish, where it has no contextual transformer layer. Replaces a convolution together
+    with its norm and activation.
 
     Args:
         in_channels: Channels of the input.
@@ -24,13 +24,13 @@ class SplitAttention2d(ContextLayer):
         kernel_size: Kernel size. Defaults to 3.
         stride: Step in input pixels. Defaults to 1.
         padding: Zeros on each side; None keeps the size at stride 1.
-        dilation: Distance of two taps. Defaults to 1.
+        dilation: Distance between two taps. Defaults to 1.
         groups: Groups of the convolution. Defaults to 1.
         bias: Whether the convolution has a bias. Defaults to False.
         norm_cfg: Norm of the convolution and of the gate, see
             :func:`mmcontext.layers.norms.fit_norm_cfg`. Defaults to BN.
 
-    Shape: [B, in_channels, H, W] -> [B, out_channels, Ho, Wo], sizes as of ``Conv2d``.
+    Shape: [B, in_channels, H, W] -> [B, out_channels, Ho, Wo], sizes as for ``Conv2d``.
     """
 
     normalised = True

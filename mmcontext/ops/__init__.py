@@ -1,4 +1,4 @@
-"""Pure functions on tensors; nothing here imports more than torch (and triton, lazily)."""
+"""Pure functions on tensors; nothing here imports anything but torch (and triton, lazily)."""
 import sys
 
 from mmcontext.ops.conv_norm_act import conv_norm_act, explain_conv_norm_act

@@ -1,6 +1,6 @@
-"""Arguments that are one number for all axes or one per axis, and the sizes they lead to.
+"""Arguments given as one number for all axes or one per axis, and the resulting sizes.
 
-(Lists inside ``tuple`` and ``all`` for torch.compile: that of torch 2.15 gives up on generators.)
+(``tuple`` and ``all`` take lists here because torch.compile of torch 2.15 gives up on generators.)
 """
 import functools
 from typing import Callable, Sequence, Tuple, Union
@@ -22,7 +22,7 @@ def per_axis(name: str, value: Union[int, Sequence[int]], dim: int, least: int) 
         least: Smallest number allowed.
 
     Raises:
-        ValueError: It is anything else, or a number is too small.
+        ValueError: The value is anything else, or a number is too small.
     """
     if isinstance(value, int):
         values = (value, ) * dim
@@ -35,17 +35,17 @@ def per_axis(name: str, value: Union[int, Sequence[int]], dim: int, least: int) 
 
 def output_size(sizes: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int],
                 padding: Sequence[int], dilation: Sequence[int]) -> Tuple[int, ...]:
-    """Size of a convolution's output along every axis; below 1 where the kernel does not fit."""
+    """Size of a convolution's output along every axis; below 1 if the kernel does not fit."""
     return tuple([
         (size + 2 * pad - dil * (kernel - 1) - 1) // step + 1
         for size, pad, dil, kernel, step in zip(sizes, padding, dilation, kernel_size, stride)])
 
 
 def remembered(check: Callable) -> Callable:
-    """A check of shapes that is made once for the same arguments: they come at every step.
+    """Cache a check of shapes, whose arguments are the same at every step.
 
-    It is made anew where the arguments cannot be remembered: lists, and the symbolic sizes of a
-    graph that is being recorded.
+    It runs again if the arguments cannot be cached: lists, and the symbolic sizes of a graph that
+    is being recorded.
     """
     once = functools.lru_cache(maxsize=4096)(check)
 

@@ -1,7 +1,8 @@
-"""Average pool of channels-last maps.
+"""Average pooling of channels-last maps.
 
-torch's gradient of it takes ten times as long as its bytes on a GPU; CUDA kernels that gather
-16 bytes of channels at a time serve there (``csrc/avg_pool.cpp``, ``csrc/cuda/avg_pool.cu``).
+On a GPU torch's gradient takes ten times as long as its memory traffic would; CUDA kernels that
+gather 16 bytes of channels at a time replace it (``csrc/avg_pool.cpp``,
+``csrc/cuda/avg_pool.cu``).
 """
 from typing import Optional
 
@@ -20,17 +21,17 @@ _switch = KernelSwitch('avg_pool2d', METHOD_VARIABLE, 'avg_pool_refusal')
 def avg_pool2d(x: Tensor, kernel_size: IntPair, stride: Optional[IntPair] = None,
                padding: IntPair = 0, ceil_mode: bool = False, count_include_pad: bool = True,
                method: Optional[str] = None) -> Tensor:
-    """``torch.nn.functional.avg_pool2d``, by kernels of our own where those are faster.
+    """``torch.nn.functional.avg_pool2d``, with our own kernels where those are faster.
 
     Args: as ``avg_pool2d``, and
-        method: 'auto': the CUDA kernels where they can serve, see :func:`explain_avg_pool`, else
-            torch's; 'cuda'; 'torch'; 'null': on the CPU, everything but the launches (the result
-            is not written), to measure the host. None for the environment variable
-            ``MMCONTEXT_AVG_POOL``, or 'auto'.
+        method: 'auto': the CUDA kernels if they support the call, see :func:`explain_avg_pool`,
+            else torch's; 'cuda'; 'torch'; 'null': on the CPU, everything but the launches (the
+            result is not written), to measure the host overhead. None for the environment
+            variable ``MMCONTEXT_AVG_POOL``, or 'auto'.
 
     Raises:
         ValueError: The method is unknown.
-        RuntimeError: 'cuda' or 'null' cannot serve.
+        RuntimeError: 'cuda' or 'null' does not support the call.
     """
     if stride is None:
         stride = kernel_size
@@ -46,11 +47,11 @@ def avg_pool2d(x: Tensor, kernel_size: IntPair, stride: Optional[IntPair] = None
 def explain_avg_pool(x: Tensor, kernel_size: IntPair, stride: Optional[IntPair] = None,
                      padding: IntPair = 0, ceil_mode: bool = False,
                      method: Optional[str] = None) -> Explanation:
-    """How :func:`avg_pool2d` would serve a map, and why not by the kernels.
+    """Which method :func:`avg_pool2d` would use for a map, and why not the kernels.
 
     Returns:
-        ``chosen``: 'cuda', 'null' or 'torch'; ``refused``: {'cuda': reason} where the kernels
-        cannot serve, else empty.
+        ``chosen``: 'cuda', 'null' or 'torch'; ``refused``: {'cuda': reason} if the kernels do not
+        support the call, else empty.
     """
     return _switch.explain(method, x, per_axis('kernel_size', kernel_size, 2, 1),
                            per_axis('stride', kernel_size if stride is None else stride, 2, 1),

@@ -1,9 +1,9 @@
 """Batch norm, residual and activation of a feature map on a GPU, in training and at inference.
 
-torch's batch norm of channels-last maps reads a map twice forwards and backwards by kernels that
-reach a fifth to a half of the memory's bandwidth, and what is added and the activation are passes
-of their own. Here they are two passes forwards and two backwards, of CUDA kernels compiled at
-their first use (``csrc/batch_norm_act.cpp``, ``csrc/cuda/batch_norm.cu``).
+torch's batch norm of channels-last maps reads a map twice forwards and twice backwards, with
+kernels that reach a fifth to a half of the memory bandwidth; the residual and the activation are
+separate passes. Here everything takes two passes forwards and two backwards, by CUDA kernels
+compiled at first use (``csrc/batch_norm_act.cpp``, ``csrc/cuda/batch_norm.cu``).
 """
 from typing import Optional
 
@@ -26,7 +26,7 @@ def run_kernels(x: Tensor, residual: Optional[Tensor], weight: Optional[Tensor],
                 bias: Optional[Tensor], running_mean: Optional[Tensor],
                 running_var: Optional[Tensor], num_batches_tracked: Optional[Tensor],
                 training: bool, momentum: float, eps: float, activation: str) -> Optional[Tensor]:
-    """The kernels' result; None where they cannot serve, or the environment turns them off.
+    """The kernels' result; None if they do not support the call or the environment disables them.
 
     Args: as :func:`batch_norm_act`.
     """
@@ -50,22 +50,22 @@ def batch_norm_act(x: Tensor, weight: Optional[Tensor] = None, bias: Optional[Te
         running_mean: [C], updated in training; None to keep none.
         running_var: [C], with ``running_mean``.
         num_batches_tracked: Integer that counts the calls in training; None for none.
-        training: Normalise by the statistics of ``x``, else by the running ones.
-        momentum: Share of the new statistics in the running ones. Defaults to 0.1.
+        training: Normalise with the statistics of ``x``, else with the running ones.
+        momentum: Weight of the new statistics in the running ones. Defaults to 0.1.
         eps: Added to the variance. Defaults to 1e-5.
         activation: 'none', 'relu' or 'silu'.
         residual: Map like ``x`` that is added before the activation; None for nothing.
-        method: 'auto': the CUDA kernels where they can serve, see
+        method: 'auto': the CUDA kernels if they support the call, see
             :func:`explain_batch_norm_act`, else torch's functions; 'cuda'; 'torch'; 'null': on
-            the CPU, everything but the launches (the result is not written), to measure the
-            host. None for the environment variable ``MMCONTEXT_BATCH_NORM_ACT``, or 'auto'.
+            the CPU, everything but the launches (the result is not written), to measure the host
+            overhead. None for the environment variable ``MMCONTEXT_BATCH_NORM_ACT``, or 'auto'.
 
     Returns:
         [B, C, H, W].
 
     Raises:
-        ValueError: Activation or method are unknown.
-        RuntimeError: ``method`` is 'cuda' or 'null', which cannot serve.
+        ValueError: Activation or method is unknown.
+        RuntimeError: ``method`` is 'cuda' or 'null', which does not support the call.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f'activation must be one of {", ".join(ACTIVATIONS)}, '
@@ -90,13 +90,13 @@ def explain_batch_norm_act(
         running_mean: Optional[Tensor] = None, running_var: Optional[Tensor] = None,
         training: bool = True, activation: str = 'none', residual: Optional[Tensor] = None,
         method: Optional[str] = None) -> Explanation:
-    """How :func:`batch_norm_act` would serve a map, and why not by the kernels.
+    """Which method :func:`batch_norm_act` would use for a map, and why not the kernels.
 
     Args: as :func:`batch_norm_act`.
 
     Returns:
-        ``chosen``: 'cuda', 'null' or 'torch'; ``refused``: {'cuda': reason} where the kernels
-        cannot serve, else empty.
+        ``chosen``: 'cuda', 'null' or 'torch'; ``refused``: {'cuda': reason} if the kernels do not
+        support the call, else empty.
     """
     return switch.explain(method, x, residual, weight, bias, running_mean, running_var,
                            training, activation)

@@ -1,8 +1,8 @@
-"""Maps whose channels are scaled, image by image, by what is made from their means.
+"""Channel gates: the channels of each image are scaled by factors computed from their means.
 
-Squeeze-and-excitation, split attention and C-volution's gate. torch reads and writes a map up to
-five times for one of them, and launches a dozen kernels forwards; on GPUs, CUDA kernels for
-channels-last maps read it twice and write it once (``csrc/channel_gate.cpp``,
+Used by squeeze-and-excitation, split attention and C-volution. For one of them torch reads and
+writes a map up to five times and launches a dozen kernels in the forward pass; on GPUs, CUDA
+kernels for channels-last maps read it twice and write it once (``csrc/channel_gate.cpp``,
 ``csrc/cuda/channel_gate.cu``).
 """
 from typing import Callable, Optional
@@ -24,21 +24,21 @@ def gate_by_means(x: Tensor, logits: Callable[[Tensor], Tensor], other: Optional
 
     Args:
         x: Feature map [B, C, H, W].
-        logits: Makes [B, C, 1, 1] from the means [B, C, 1, 1] of ``x``; with ``other``
-            [B, 2 C, 1, 1] from those of the sum of both maps, the two of a channel side by side,
-            that of ``x`` first.
+        logits: Maps the means [B, C, 1, 1] of ``x`` to logits [B, C, 1, 1]; with ``other``, the
+            means of the sum of both maps to [B, 2 C, 1, 1], the two logits of a channel side by
+            side, that of ``x`` first.
         other: Map like ``x``; None for a gate.
-        method: 'auto': the CUDA kernels where they can serve, see :func:`explain_channel_gate`,
-            else torch's functions; 'cuda'; 'torch'; 'null': on the CPU, everything but the
-            launches (the result is not written), to measure the host. None for the environment
-            variable ``MMCONTEXT_CHANNEL_GATE``, or 'auto'.
+        method: 'auto': the CUDA kernels if they support the call, see
+            :func:`explain_channel_gate`, else torch's functions; 'cuda'; 'torch'; 'null': on the
+            CPU, everything but the launches (the result is not written), to measure the host
+            overhead. None for the environment variable ``MMCONTEXT_CHANNEL_GATE``, or 'auto'.
 
     Returns:
         [B, C, H, W] in x's dtype.
 
     Raises:
         ValueError: The method is unknown.
-        RuntimeError: 'cuda' or 'null' cannot serve.
+        RuntimeError: 'cuda' or 'null' does not support the call.
     """
     if other is not None and (type(x) is not Tensor or other.dtype != x.dtype):
         other = other.to(x.dtype)
@@ -52,22 +52,22 @@ def gate_by_means(x: Tensor, logits: Callable[[Tensor], Tensor], other: Optional
     if other is None:
         return x * logits(channel_means(x)).sigmoid()
     pairs = logits(channel_means(x, other)).view(x.shape[0], x.shape[1], 2, 1, 1)
-    # A softmax over two is a sigmoid of their difference, and its use an interpolation: one
-    # pass over the features in place of three.
+    # A softmax over two logits is a sigmoid of their difference, and applying it an
+    # interpolation: one pass over the features instead of three.
     weight = torch.sigmoid(pairs[:, :, 0] - pairs[:, :, 1]).to(x.dtype)
     return torch.lerp(other, x, weight)
 
 
 def gate_by_convolution(x: Tensor, weight: Tensor, groups: int, pixels: int,
                         method: Optional[str] = None) -> Tensor:
-    """``x`` times the mean of its grouped convolution, of which every tap meets every pixel.
+    """``x`` times the mean of a grouped convolution of it in which every tap meets every pixel.
 
     Args:
         x: Feature map [B, C, H, W].
         weight: [C, C / groups, Kh, Kw].
         groups: Groups of the convolution.
-        pixels: Of the convolution's result, by which its mean divides.
-        method: As of :func:`gate_by_means`.
+        pixels: Number of pixels of the convolution's result, over which the mean is taken.
+        method: As for :func:`gate_by_means`.
 
     Returns:
         [B, C, H, W] in x's dtype.
@@ -84,7 +84,7 @@ def gate_by_convolution(x: Tensor, weight: Tensor, groups: int, pixels: int,
 
 
 def grouped_product(vectors: Tensor, weight: Tensor, groups: int) -> Tensor:
-    """What a grouped convolution makes of a map that is ``vectors`` [B, C] everywhere.
+    """A grouped convolution of a map whose every pixel is ``vectors``.
 
     Args:
         vectors: [B, C].
@@ -96,17 +96,17 @@ def grouped_product(vectors: Tensor, weight: Tensor, groups: int) -> Tensor:
     """
     vectors = vectors.view(vectors.shape[0], groups, weight.shape[1])
     taps = weight.sum(dim=(2, 3)).unflatten(0, (groups, -1))
-    # On the CPU a grouped convolution of one pixel takes several times as long.
+    # On the CPU a grouped convolution of one pixel would take several times as long.
     return torch.einsum('bgi,goi->bgo', vectors, taps).flatten(1)[:, :, None, None]
 
 
 def explain_channel_gate(x: Tensor, other: Optional[Tensor] = None,
                          method: Optional[str] = None) -> Explanation:
-    """How :func:`gate_by_means` and :func:`gate_by_convolution` would serve a map, and why not
-    by the kernels.
+    """Which method :func:`gate_by_means` and :func:`gate_by_convolution` would use for a map, and
+    why not the kernels.
 
     Returns:
-        ``chosen``: 'cuda', 'null' or 'torch'; ``refused``: {'cuda': reason} where the kernels
-        cannot serve, else empty.
+        ``chosen``: 'cuda', 'null' or 'torch'; ``refused``: {'cuda': reason} if the kernels do not
+        support the call, else empty.
     """
     return _switch.explain(method, x, other)

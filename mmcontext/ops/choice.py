@@ -1,8 +1,8 @@
-"""How an operator with several ways to compute is asked for one of them, everywhere alike.
+"""Choosing among several implementations of an operator, in the same way everywhere.
 
-An argument wins over an environment variable; 'auto', None and '' leave the choice to the
-operator. A way that was asked for and cannot serve is an error. ``explain_...`` functions say
-which way would be taken, and why not the others.
+An argument takes precedence over an environment variable; 'auto', None and '' leave the choice to
+the operator. Requesting an implementation that does not support the call is an error. The
+``explain_...`` functions tell which one would be used, and why not the others.
 """
 import os
 from typing import Collection, Dict, Mapping, NamedTuple, Optional, Union
@@ -13,7 +13,7 @@ Explanation = Dict[str, Union[str, Dict[str, str]]]
 
 
 class Request(NamedTuple):
-    """The way asked for, and who asked; '' where nobody did."""
+    """The implementation requested, and by what; '' if there was no request."""
     way: str
     source: str
 
@@ -26,16 +26,16 @@ def check_way(source: str, way: str, ways: Collection[str]) -> None:
 
 def requested(argument: str, value: Optional[str], variable: str,
               ways: Collection[str]) -> Request:
-    """The way that an argument, or an environment variable in its place, asks for.
+    """The implementation requested by an argument or, failing that, an environment variable.
 
     Args:
         argument: Name of the argument.
         value: Its value.
         variable: Name of the environment variable.
-        ways: What may be asked for besides 'auto'.
+        ways: What may be requested besides 'auto'.
 
     Raises:
-        ValueError: It is anything else.
+        ValueError: Anything else is requested.
     """
     if value:
         source = f'argument {argument}'
@@ -50,7 +50,7 @@ def requested(argument: str, value: Optional[str], variable: str,
 
 
 def cannot_serve(argument: str, way: str, operator: str, reason: str) -> RuntimeError:
-    """The error for a way that was asked for and cannot serve."""
+    """The error for a requested implementation that does not support the call."""
     return RuntimeError(f'{argument} {way!r} of {operator} cannot serve: {reason}')
 
 
@@ -58,8 +58,8 @@ def explanation(chosen: str, reasons: Mapping[str, Optional[str]]) -> Explanatio
     """What the ``explain_...`` functions return.
 
     Args:
-        chosen: The way that would be taken.
-        reasons: Why others cannot serve or are passed over; None or '' for those that could.
+        chosen: The implementation that would be used.
+        reasons: Why others are not; None or '' for those that could be used.
 
     Returns:
         ``chosen``; ``refused``: way -> reason.

@@ -1,4 +1,4 @@
-"""The few functions of NVIDIA's driver that load kernels, through its C interface."""
+"""The few functions of the CUDA driver API that load kernels, called through ctypes."""
 import ctypes
 import functools
 import sys
@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 import torch
 
-# Numbers of cuDeviceGetAttribute, and of cuFuncGetAttribute and cuFuncSetAttribute.
+# Attribute numbers for cuDeviceGetAttribute, and for cuFuncGetAttribute and cuFuncSetAttribute.
 _MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76
 _SHARED_PER_MULTIPROCESSOR, _SHARED_PER_BLOCK = 81, 97
 _STATIC_SHARED, _MAX_DYNAMIC_SHARED = 1, 8
 
 
 class Limits(NamedTuple):
-    """What a kernel's plan depends on."""
+    """The GPU properties that the plan of a kernel depends on."""
     capability: int  # ten times major plus minor
     multiprocessors: int
     shared_per_block: int  # bytes, the most that a block can ask for
@@ -53,7 +53,7 @@ class Driver:
         return handle
 
     def limits(self, index: int) -> Limits:
-        """What a GPU has."""
+        """Properties of a GPU."""
         device = self.device(index)
 
         def attribute(number: int) -> int:
@@ -65,13 +65,13 @@ class Driver:
                       attribute(_SHARED_PER_BLOCK), attribute(_SHARED_PER_MULTIPROCESSOR))
 
     def context(self, index: int) -> int:
-        """The context of a GPU that torch uses too; it is kept until the process ends."""
+        """The GPU's primary context, which torch uses too; retained until the process ends."""
         context = ctypes.c_void_p()
         self._call('cuDevicePrimaryCtxRetain', ctypes.byref(context), self.device(index))
         return context.value
 
     def load(self, image: bytes, entry: str, context: int, shared_per_block: int) -> int:
-        """Load a kernel, which may then be launched with all the shared memory that there is.
+        """Load a kernel and allow it all the shared memory that a block can have.
 
         Args:
             image: A cubin, or PTX.
@@ -107,7 +107,7 @@ def driver() -> Driver:
 
 
 def stream_function() -> int:
-    """Address of torch's C function that tells the current stream; 0 where it has none (2.1)."""
+    """Address of torch's C function that returns the current stream; 0 if it has none (2.1)."""
     name = 'torch_cuda.dll' if sys.platform == 'win32' else 'libtorch_cuda.so'
     try:
         library = ctypes.CDLL(f'{torch.__path__[0]}/lib/{name}')

@@ -1,9 +1,8 @@
-"""What the CUDA kernels of all operators need of Python: a compiler, a driver, files on disk.
+"""What the CUDA kernels of all operators need from Python: a compiler, a driver, a disk cache.
 
-The kernels' sources stand in ``csrc/cuda``. Each one is compiled by NVRTC at its first use on a
-kind of GPU and kept on disk; which of them serve a call is planned and launched by the C++
-library (``csrc/gpu.cpp``), which asks here for what it does not know yet: a GPU, a kernel. No
-size of a tensor is compiled in.
+The sources are in ``csrc/cuda``. Each kernel is compiled by NVRTC at its first use on a GPU
+architecture and cached on disk. The C++ library (``csrc/gpu.cpp``) plans and launches, and calls
+back here for a GPU or a kernel that it does not know yet. No tensor size is compiled in.
 """
 import concurrent.futures
 import functools
@@ -18,8 +17,8 @@ from mmcontext.ops import cuda_driver, kernel_cache, nvrtc
 from mmcontext.ops.native_library import UNAVAILABLE
 
 SOURCES = pathlib.Path(__file__).resolve().parent / 'csrc/cuda'
-# The CPU in place of a GPU: launches are planned as on an H100 and not made, except in tests that
-# name a launcher (``set_host_launcher``) and handles for it.
+# The CPU in place of a GPU: launches are planned as for an H100 but not made, except in tests that
+# provide a launcher (``set_host_launcher``) and handles for it.
 HOST = -1
 _HOST_LIMITS = cuda_driver.Limits(90, 132, 232448, 233472)
 _OLDEST_CAPABILITY = 70
@@ -33,16 +32,16 @@ _lock = threading.Lock()
 
 
 def host_function(source: str, defines: str, entry: str) -> int:
-    """The handle of a kernel on the host, where the launches are not made."""
+    """The handle of a kernel on the host, where nothing is launched."""
     return 1
 
 
 def expected_on_host(source: str, defines: str) -> None:
-    """Told of the kernels that a backward pass will want."""
+    """Called with the kernels that a backward pass will need."""
 
 
 def compilations() -> int:
-    """Number of kernels that this process has compiled, those read from disk not counted."""
+    """Number of kernels that this process has compiled, not counting those read from disk."""
     return _compilations
 
 
@@ -56,7 +55,7 @@ def compile_kernel(source: str, defines: str, target: str) -> bytes:
 
     Args:
         source: File in ``csrc/cuda``.
-        defines: Options of the compiler that specialise it, with blanks between.
+        defines: Compiler options that specialise it, separated by spaces.
         target: Value of ``-arch``.
     """
     compiler, files = nvrtc.compiler(), _files()
@@ -79,7 +78,7 @@ def _pool() -> concurrent.futures.ThreadPoolExecutor:
 
 
 def _image(source: str, defines: str, target: str) -> 'concurrent.futures.Future[bytes]':
-    """A kernel that another thread compiles, begun now or before."""
+    """A kernel that a background thread compiles, started now or earlier."""
     key = (source, defines, target)
     with _lock:
         if key not in _images:
@@ -88,7 +87,7 @@ def _image(source: str, defines: str, target: str) -> 'concurrent.futures.Future
 
 
 def _refusal(device: int) -> str:
-    """Why the kernels cannot run on a GPU, empty where they can."""
+    """Why the kernels cannot run on a GPU; empty if they can."""
     if torch.version.hip:
         return 'the CUDA kernels run on NVIDIA GPUs, this torch is built for ROCm'
     try:
@@ -104,7 +103,7 @@ def _refusal(device: int) -> str:
 
 
 def _prepare_gpu(device: int) -> Tuple[str, List[int]]:
-    """What the C++ library wants to know about a GPU; see ``prepare_gpu`` in ``csrc/gpu.cpp``."""
+    """What the C++ library needs to know about a GPU; see ``prepare_gpu`` in ``csrc/gpu.cpp``."""
     if device == HOST:
         return '', [*_HOST_LIMITS, 0, 0, 0, 0]
     reason = _refusal(device)
@@ -128,7 +127,7 @@ def _build_kernel(source: str, defines: str, entry: str, device: int) -> int:
 
 
 def _expect_kernel(source: str, defines: str, device: int) -> None:
-    """Begin to compile a kernel that will be asked for soon."""
+    """Start compiling a kernel that will be needed soon."""
     if device == HOST:
         expected_on_host(source, defines)
     else:

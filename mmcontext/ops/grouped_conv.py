@@ -1,11 +1,10 @@
-"""A convolution of many narrow groups, which cuDNN leaves to slow kernels.
+"""Convolutions with many narrow groups, for which cuDNN has only slow kernels.
 
-In half precision and channels-last, cuDNN runs grouped convolutions by kernels that use no tensor
-cores. There are two ways around them on NVIDIA GPUs: 'direct', kernels of our own on tensor cores
-for narrow groups (``csrc/cuda/grouped.cuh``), and 'dense', the same convolution with one group,
-whose weight has zeros between the groups: up to 64 times the arithmetic in a fifth to a twelfth
-of cuDNN's grouped time. Which one takes least is estimated from counted arithmetic
-(tools/benchmarks/gpu_networks.md).
+In half precision and channels-last, cuDNN runs grouped convolutions with kernels that do not use
+tensor cores. There are two ways around that on NVIDIA GPUs: 'direct', our own tensor-core kernels
+for narrow groups (``csrc/cuda/grouped.cuh``), and 'dense', the same convolution with one group
+and a block-diagonal weight: up to 64 times the arithmetic in a fifth to a twelfth of cuDNN's
+grouped time. The fastest is estimated from operation counts (tools/benchmarks/gpu_networks.md).
 """
 import functools
 from typing import Dict, Optional, Sequence, Tuple, Union
@@ -80,7 +79,7 @@ def _refusal(x: Tensor, weight: Tensor, groups: int) -> Optional[str]:
 
 
 def _unable(x: Tensor) -> Optional[str]:
-    """Why an operator of our own must not be called now, or None."""
+    """Why our own operators must not be called now, or None."""
     reason = UNAVAILABLE or eager_refusal()
     if reason:
         return reason
@@ -90,7 +89,7 @@ def _unable(x: Tensor) -> Optional[str]:
 @functools.lru_cache(maxsize=None)
 def _refusal_of_groups(weight: Tuple[int, ...], stride: _Pair, padding: _Pair, dilation: _Pair,
                        groups: int) -> str:
-    """Why the kernels cannot serve a geometry; empty where they can."""
+    """Why the kernels do not support a geometry; empty if they do."""
     outputs, group_channels, *kernel = weight
     strides, dilations = _pair(stride), _pair(dilation)
     if kernel[0] != kernel[1] or strides[0] != strides[1]:
@@ -113,7 +112,7 @@ def _pair(value: Union[int, Sequence[int]]) -> Tuple[int, int]:
 
 @functools.lru_cache(maxsize=None)
 def _refusal_of_gpu(index: int) -> str:
-    """Why the kernels cannot run on a GPU; empty where they can."""
+    """Why the kernels cannot run on a GPU; empty if they can."""
     capability = torch.cuda.get_device_capability(index)
     if capability < (8, 0):
         return ('the tensor cores that it needs came with compute capability 8.0, this GPU has '
@@ -121,26 +120,26 @@ def _refusal_of_gpu(index: int) -> str:
     return torch.ops.mmcontext_native.gpu_refusal(index)
 
 
-# Measured on an H200, forward and backward, rounded: TFLOP/s of dense weights grow with the
-# outputs, of cuDNN's grouped kernels with the channels of a group.
+# Measured on an H200, forward and backward, rounded: the TFLOP/s of dense weights grow with the
+# number of outputs, those of cuDNN's grouped kernels with the channels per group.
 _DENSE_RATE, _MOST_DENSE_RATE = 4., 430.
 _GROUPED_RATES = ((4, .9), (12, 8.), (32, 16.), (1 << 30, 26.))
 _BANDWIDTH = 3.  # TB/s
-_DENSE_WEIGHT = 20.  # us that making one takes, and its gradient's blocks
+_DENSE_WEIGHT = 20.  # us to make one, and to take the blocks of its gradient
 
 
 @functools.lru_cache(maxsize=4096)
 def estimated_microseconds(x: Tuple[int, ...], weight: Tuple[int, ...], stride: int, groups: int,
                            device: int, direct: bool) -> Dict[str, float]:
-    """Microseconds of forward and backward on a GPU such as an H200, by counted arithmetic.
+    """Estimated microseconds of forward and backward on a GPU such as an H200.
 
     Args:
         x: Its shape [B, C, H, W].
         weight: Its shape [Co, C / groups, Kh, Kw].
-        stride: Along the rows; the columns are taken to have the same.
+        stride: Vertical stride; the horizontal one is assumed equal.
         groups: Groups.
         device: Index of the GPU; -1 stands for an H100.
-        direct: Whether 'direct' can serve.
+        direct: Whether 'direct' supports the call.
 
     Returns:
         Method -> microseconds.
@@ -148,7 +147,7 @@ def estimated_microseconds(x: Tuple[int, ...], weight: Tuple[int, ...], stride: 
     batch, channels, rows, cols = x
     outputs, group_channels, *kernel = weight
     pixels = batch * -(-rows // stride) * -(-cols // stride)
-    # In units of 1e6, as TFLOP/s are operations of a microsecond.
+    # In units of 1e6, since 1 TFLOP/s is 1e6 operations per microsecond.
     operations = 6e-6 * pixels * outputs * group_channels * kernel[0] * kernel[1]
     # x and y are each read or written three times.
     moved = 6e-6 * (batch * rows * cols * channels + pixels * outputs) / _BANDWIDTH
@@ -165,14 +164,14 @@ def estimated_microseconds(x: Tuple[int, ...], weight: Tuple[int, ...], stride: 
 
 def _direct_refusal(x: Tensor, weight: Tensor, stride: _Pair, padding: _Pair, dilation: _Pair,
                     groups: int) -> Optional[str]:
-    """Why the direct kernels cannot serve, or None."""
+    """Why the direct kernels do not support the call, or None."""
     return _unable(x) or _refusal_of_groups(tuple(weight.shape), stride, padding, dilation,
                                             groups) or None
 
 
 def _ways(x: Tensor, weight: Tensor, stride: _Pair, padding: _Pair, dilation: _Pair,
           groups: int) -> Tuple[Dict[str, float], Dict[str, str]]:
-    """Estimated microseconds of the ways that can serve and pay; why others cannot or do not."""
+    """Estimated microseconds of the candidate methods, and why others are not candidates."""
     reason = _refusal(x, weight, groups)
     if reason:
         return {'grouped': 0.}, {'dense': reason, 'direct': reason}
@@ -200,18 +199,18 @@ def _method(x: Tensor, weight: Tensor, stride: _Pair, padding: _Pair, dilation: 
 
 
 def dense_weight(weight: Tensor, groups: int) -> Tensor:
-    """The weight of one group that does what a weight of several does.
+    """The block-diagonal weight with which one group computes the same as several.
 
     Args:
         weight: [Co, C / groups, ...].
         groups: Groups.
 
     Returns:
-        [Co, C, ...], zero where an output does not see a channel.
+        [Co, C, ...], zero where an output does not depend on a channel.
     """
     outputs, group_channels, *kernel = weight.shape
     blocks = weight.view(groups, outputs // groups, 1, group_channels, *kernel)
-    # (torch 2.1 makes none in half precision on a CPU.)
+    # (torch 2.1 has no eye in half precision on a CPU.)
     own = torch.eye(groups, device=weight.device).to(weight.dtype)
     own = own.view(groups, 1, groups, 1, *(1 for _ in kernel))
     return (blocks * own).reshape(outputs, groups * group_channels, *kernel)
@@ -222,20 +221,20 @@ def grouped_conv2d(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None,
                    padding: Union[int, str, Tuple[int, int]] = 0,
                    dilation: Union[int, Tuple[int, int]] = 1, groups: int = 1,
                    method: Optional[str] = None) -> Tensor:
-    """``torch.nn.functional.conv2d``, by the fastest of three ways on a GPU.
+    """``torch.nn.functional.conv2d``, by the fastest of three methods on a GPU.
 
     Args: as ``conv2d``, and
-        method: 'grouped': as it is; 'dense': one group whose weight has zeros; 'library': the
-            faster of these two by estimate; 'direct': kernels of our own for narrow groups, half
+        method: 'grouped': unchanged; 'dense': one group with a block-diagonal weight; 'library':
+            the faster of these two by estimate; 'direct': our own kernels for narrow groups, half
             precision and channels-last maps on NVIDIA GPUs (an infinite value makes its
-            neighbours' results NaN); 'null': those without their launches, on the CPU, to time
-            the host; 'auto' or None: the fastest of all by estimate, see
-            :func:`explain_grouped_conv`. The environment variable ``MMCONTEXT_GROUPED_CONV``
-            stands in for None.
+            neighbours' results NaN); 'null': those without their launches, on the CPU, to measure
+            the host overhead; 'auto': the fastest of all by estimate, see
+            :func:`explain_grouped_conv`. None for the environment variable
+            ``MMCONTEXT_GROUPED_CONV``, or 'auto'.
 
     Raises:
         ValueError: The method is unknown.
-        RuntimeError: 'direct' or 'null' cannot serve.
+        RuntimeError: 'direct' or 'null' does not support the call.
     """
     if groups > 1:
         chosen = _method(x, weight, stride, padding, dilation, groups, method)
@@ -250,8 +249,8 @@ def grouped_conv2d(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None,
 @functools.lru_cache(maxsize=4096)
 def _ways_of_levels(x: Tuple[int, ...], levels: Tuple[Tuple, ...], device: int
                     ) -> Optional[Tuple[str, ...]]:
-    """The fastest way for each (weight's shape, stride, padding, dilation, groups); None where
-    the levels do not go together or none is direct."""
+    """The fastest method for each (shape of weight, stride, padding, dilation, groups); None if
+    the levels cannot be combined or none of them is direct."""
     ways, outputs = [], 0
     for weight, stride, padding, dilation, groups in levels:
         geometry = (stride, padding, dilation)
@@ -270,17 +269,17 @@ def _ways_of_levels(x: Tuple[int, ...], levels: Tuple[Tuple, ...], device: int
 
 def conv_pyramid(x: Tensor, convolutions: Sequence[Tuple], method: Optional[str] = None
                  ) -> Optional[Tensor]:
-    """Convolutions of one map side by side in one result, where :func:`grouped_conv2d` has direct
-    kernels for one of them: nothing is concatenated, and they add to one gradient of x.
+    """Several convolutions of one map, concatenated, if :func:`grouped_conv2d` has direct kernels
+    for one of them: they write into one result and accumulate into one gradient of x.
 
     Args:
         x: Feature map [B, C, H, W].
-        convolutions: (weight, bias, stride, padding, dilation, groups) of each, as ``conv2d`` has
-            them.
-        method: As of :func:`grouped_conv2d`.
+        convolutions: (weight, bias, stride, padding, dilation, groups) of each, as for
+            ``conv2d``.
+        method: As for :func:`grouped_conv2d`.
 
     Returns:
-        [B, sum of Co, Ho, Wo]; None where they are to be called one by one.
+        [B, sum of Co, Ho, Wo]; None if they have to be called one by one.
     """
     if is_compiling():
         return None
@@ -320,8 +319,8 @@ def explain_grouped_conv(x: Tensor, weight: Tensor, groups: int, method: Optiona
     Args: as :func:`grouped_conv2d`; padding None is the one that keeps the size at stride 1.
 
     Returns:
-        ``chosen``: 'grouped', 'dense' or 'direct', or the method asked for; ``refused``: method
-        -> reason, for 'dense' and 'direct' where 'auto' would not take them.
+        ``chosen``: 'grouped', 'dense' or 'direct', or the method requested; ``refused``: method
+        -> reason, for 'dense' and 'direct' if 'auto' would not choose them.
     """
     if padding is None:
         padding = tuple(size // 2 for size in weight.shape[-2:])

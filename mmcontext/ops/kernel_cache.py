@@ -11,10 +11,10 @@ _DIGEST_BYTES = 32
 
 
 def folder() -> Optional[pathlib.Path]:
-    """Where compiled kernels are kept.
+    """Where compiled kernels are cached.
 
-    The folder that the environment variable ``MMCONTEXT_KERNEL_CACHE`` names ('off': nowhere),
-    else ``mmcontext/kernels`` in the user's cache folder. None: nowhere.
+    The folder named by the environment variable ``MMCONTEXT_KERNEL_CACHE`` ('off': no cache), else
+    ``mmcontext/kernels`` in the user's cache folder. None: no cache.
     """
     named = os.environ.get(CACHE_VARIABLE)
     if named:
@@ -28,7 +28,7 @@ def folder() -> Optional[pathlib.Path]:
 
 
 def _read(path: pathlib.Path) -> Optional[bytes]:
-    """What was stored in a file; None where there is none, or it is not whole."""
+    """What was stored in a file; None if there is none or it is incomplete."""
     try:
         stored = path.read_bytes()
     except OSError:
@@ -38,7 +38,7 @@ def _read(path: pathlib.Path) -> Optional[bytes]:
 
 
 def _write(path: pathlib.Path, image: bytes) -> None:
-    """Store it; the file appears complete, whoever else writes it at the same time."""
+    """Store it atomically, also if another process writes the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent)
     try:
@@ -53,11 +53,11 @@ def _write(path: pathlib.Path, image: bytes) -> None:
 def kept(identity: str, make: Callable[[], bytes]) -> bytes:
     """A compiled kernel, from disk or made now and stored.
 
-    A folder that cannot be written costs a warning and the time to compile in each process.
+    If the folder cannot be written there is a warning, and every process compiles anew.
 
     Args:
-        identity: All that the result depends on.
-        make: Makes it.
+        identity: Everything that the result depends on.
+        make: Compiles it.
     """
     where = folder()
     if where is None:

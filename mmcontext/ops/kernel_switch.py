@@ -10,18 +10,18 @@ from mmcontext.ops.choice import AUTO, Explanation, cannot_serve, explanation, r
 from mmcontext.ops.native_library import UNAVAILABLE
 from mmcontext.ops.tracing import eager_refusal
 
-# 'null': all that the host does for a launch, on the CPU and without the launch.
+# 'null': everything that the host does for a launch, on the CPU and without the launch.
 _WAYS = ('cuda', 'torch', 'null')
 
 
 class KernelSwitch:
-    """How an operator is served: by its argument ``method``, or by an environment variable.
+    """The choice for one operator, by its argument ``method`` or an environment variable.
 
     Args:
         operator: Its name in messages.
-        variable: The environment variable that stands in for ``method=None``.
-        refusal: Name of the C++ function that says why the kernels cannot serve, '' where they
-            can; its last argument is whether the CPU stands for a GPU.
+        variable: The environment variable that is used if ``method`` is None.
+        refusal: Name of the C++ function that says why the kernels do not support a call, '' if
+            they do; its last argument is whether the CPU stands in for a GPU.
     """
 
     def __init__(self, operator: str, variable: str, refusal: str) -> None:
@@ -30,20 +30,20 @@ class KernelSwitch:
         self._refusal = refusal
 
     def is_on_gpu(self, x: Tensor, method: Optional[str] = None) -> bool:
-        """Whether a map is on a GPU, or the CPU stands for one, and there is a library for it."""
+        """Whether a map is on a GPU, or the CPU stands in for one, and the library is there."""
         return (type(x) is Tensor and not UNAVAILABLE
                 and (x.is_cuda or (method or os.environ.get(self.variable)) == 'null'))
 
     def may_serve(self, x: Tensor, method: Optional[str]) -> bool:
-        """Whether the kernels are worth asking for."""
+        """Whether the kernels are worth trying."""
         return method != 'torch' and self.is_on_gpu(x, method) and eager_refusal() is None
 
     def requested(self, method: Optional[str]) -> str:
-        """The method that an argument, or the environment in its place, asks for."""
+        """The method requested by an argument or, failing that, by the environment."""
         return requested('method', method, self.variable, _WAYS).way
 
     def refusal(self, on_host: bool, *operands) -> Optional[str]:
-        """Why the kernels cannot serve the C++ function's operands, or None."""
+        """Why the kernels do not support the operands of the C++ function, or None."""
         if UNAVAILABLE:
             return UNAVAILABLE
         if type(operands[0]) is not Tensor or any(
@@ -53,14 +53,14 @@ class KernelSwitch:
             *operands, on_host) or None
 
     def insist(self, method: Optional[str], *operands) -> None:
-        """Raise where torch's functions are about to serve and a method by name forbids it."""
+        """Raise if torch's functions are about to be used although kernels were requested."""
         if method is not None and self.requested(method) in ('cuda', 'null'):
             raise cannot_serve('method', method, self.operator,
                                self.refusal(method == 'null', *operands))
 
     def explain(self, method: Optional[str], *operands) -> Explanation:
-        """``chosen``: 'cuda', 'null' or 'torch'; ``refused``: {'cuda': reason} where the kernels
-        cannot serve, else empty."""
+        """``chosen``: 'cuda', 'null' or 'torch'; ``refused``: {'cuda': reason} if the kernels do
+        not support the call, else empty."""
         wanted = self.requested(method)
         reason = self.refusal(wanted == 'null', *operands)
         if wanted == AUTO:

@@ -6,15 +6,15 @@ from typing import List, Optional
 import torch
 
 _FOLDER = pathlib.Path(__file__).resolve().parent
-# torch's C++ interface changes with its minor version, so a library carries in its name the one
-# it was built for. Several can lie side by side.
+# torch's C++ ABI changes with its minor version, so the name of a library contains the version it
+# was built for. Several can coexist.
 _STEM = '_native_torch'
 _RUNNING = '.'.join(torch.__version__.split('.')[:2])
 _warned = False
 
 
 def _load(folder: pathlib.Path = _FOLDER, running: str = _RUNNING) -> Optional[str]:
-    """Load the library compiled for a version of torch; the reason why there is none, or None."""
+    """Load the library built for a version of torch; return why there is none, or None."""
     found = {path.stem[len(_STEM):].replace('_', '.'): path
              for path in sorted(folder.glob(f'{_STEM}*')) if path.suffix in ('.so', '.pyd')}
     if running in found:
@@ -32,7 +32,7 @@ def _load(folder: pathlib.Path = _FOLDER, running: str = _RUNNING) -> Optional[s
 
 
 def _cure() -> str:
-    """The command that brings the kernels."""
+    """The command that installs the kernels."""
     clone = _FOLDER.parents[1]
     if (clone / 'pyproject.toml').exists():
         return f'with a C++ compiler run: pip install --no-build-isolation --no-deps -e {clone}'
@@ -42,12 +42,12 @@ def _cure() -> str:
 
 
 _REASON = _load()
-# Why there is no library and what to do, in one sentence; None where it is loaded.
+# Why there is no library and what to do, in one sentence; None if it is loaded.
 UNAVAILABLE = _REASON and f'the C++ kernels for the CPU are missing: {_REASON}; {_cure()}'
 
 
 def warn_if_missing() -> None:
-    """Say once in a process that something slower serves in place of the C++ kernels."""
+    """Warn once per process that something slower is used instead of the C++ kernels."""
     global _warned
     if UNAVAILABLE and not _warned:
         _warned = True
@@ -55,9 +55,9 @@ def warn_if_missing() -> None:
 
 
 def instruction_sets() -> List[str]:
-    """Instruction sets that the library and this machine have, the widest first.
+    """Instruction sets that both the library and this machine support, the widest first.
 
-    The environment variable ``MMCONTEXT_CPU_ISA`` picks one of them; without it the first is
-    used. Empty where the library is not there.
+    The environment variable ``MMCONTEXT_CPU_ISA`` selects one of them; without it the first is
+    used. Empty if the library is missing.
     """
     return [] if UNAVAILABLE else torch.ops.mmcontext_native.instruction_sets()

@@ -1,7 +1,7 @@
-"""NVRTC, the CUDA compiler that every CUDA build of torch brings, through its C interface.
+"""NVRTC, the run-time CUDA compiler that ships with every CUDA build of torch, through ctypes.
 
-Kernels are compiled on the machine that runs them, at their first use there: neither the CUDA
-toolkit nor a compiler has to be installed.
+Kernels are compiled at first use on the machine that runs them: neither the CUDA toolkit nor a
+host compiler has to be installed.
 """
 import ctypes
 import functools
@@ -22,11 +22,11 @@ class CompilerNotFound(RuntimeError):
 
 
 def _candidates(major: int) -> Iterator[str]:
-    """Names and paths under which the library may be, the likeliest first."""
+    """Names and paths where the library may be, the likeliest first."""
     name = (_WINDOWS if sys.platform == 'win32' else _LINUX).get(major)
     if name is None:
         return
-    # By its bare name it is found where torch has mapped it already, or on the loader's path.
+    # The bare name works if torch has already loaded it, or if it is on the loader's path.
     yield name
     beside = pathlib.Path(torch.__file__).parent / 'lib'
     yield from map(str, [beside / name, *sorted(beside.glob(f'libnvrtc-*.so.{name[12:]}'))])
@@ -72,7 +72,7 @@ class Nvrtc:
 
     @functools.cached_property
     def capabilities(self) -> List[int]:
-        """Compute capabilities that it knows, ten times major plus minor, in ascending order."""
+        """Compute capabilities it supports, ten times major plus minor, in ascending order."""
         count = ctypes.c_int()
         self._call('nvrtcGetNumSupportedArchs', ctypes.byref(count))
         values = (ctypes.c_int * count.value)()
@@ -80,11 +80,11 @@ class Nvrtc:
         return sorted(values)
 
     def target(self, capability: int) -> str:
-        """The value of ``-arch`` that makes code for a GPU: its own machine code where that is
-        known, else the newest portable code, which the driver translates.
+        """The value of ``-arch`` for a GPU: machine code if its architecture is supported, else
+        PTX of the newest one below it, which the driver compiles.
 
         Raises:
-            RuntimeError: The GPU is older than all that is known.
+            RuntimeError: The GPU is older than all supported architectures.
         """
         if capability in self.capabilities:
             return f'sm_{capability}'
@@ -99,14 +99,14 @@ class Nvrtc:
 
         Args:
             name: The file's name.
-            files: Texts of it and of all that it includes, by name.
-            options: Options of the compiler, ``-arch=...`` among them.
+            files: Texts of it and of everything that it includes, by name.
+            options: Compiler options, including ``-arch=...``.
 
         Returns:
-            Machine code (a cubin), or text in PTX for an ``-arch=compute_...``.
+            Machine code (a cubin), or PTX text for an ``-arch=compute_...``.
 
         Raises:
-            RuntimeError: It does not compile; the message holds the compiler's.
+            RuntimeError: It does not compile; the message contains the compiler's log.
         """
         headers = [other for other in files if other != name]
         texts = (ctypes.c_char_p * len(headers))(*(files[other].encode() for other in headers))
@@ -134,7 +134,7 @@ class Nvrtc:
 
 @functools.lru_cache(maxsize=None)
 def compiler() -> Nvrtc:
-    """The compiler that belongs to the torch at hand.
+    """The compiler that matches the installed torch.
 
     Raises:
         CompilerNotFound: There is none.

@@ -1,7 +1,7 @@
-"""The 1x1 convolution of two maps, without putting them together first.
+"""The 1x1 convolution of two maps without concatenating them first.
 
-What a concatenation writes is as large as the maps; on GPUs, in half precision and channels-last,
-the convolution is one product of matrices for each map (``csrc/pair_conv.cpp``).
+A concatenation writes as much as the maps hold; on GPUs, in half precision and channels-last, the
+convolution is one matrix product per map instead (``csrc/pair_conv.cpp``).
 """
 from typing import Optional
 
@@ -17,8 +17,8 @@ _switch = KernelSwitch('pair_conv', METHOD_VARIABLE, 'pair_conv_refusal')
 
 
 def join_maps(x: Tensor, other: Tensor, groups: int = 1) -> Tensor:
-    """Two maps [B, C, H, W] as [B, 2 C, H, W]: one after the other, or, for several groups,
-    channel by channel."""
+    """Two maps [B, C, H, W] as [B, 2 C, H, W]: concatenated or, for several groups, with
+    alternating channels."""
     if groups == 1:
         return torch.cat((x, other), dim=1)
     return torch.stack((x, other), dim=2).flatten(1, 2)
@@ -26,7 +26,7 @@ def join_maps(x: Tensor, other: Tensor, groups: int = 1) -> Tensor:
 
 def products(x: Tensor, other: Tensor, weight: Tensor, groups: int = 1,
              method: Optional[str] = None) -> Optional[Tensor]:
-    """The result of :func:`pair_conv` by products of matrices; None where they do not serve."""
+    """The result of :func:`pair_conv` by matrix products; None if they are not supported."""
     if type(other) is Tensor and _switch.may_serve(x, method):
         return torch.ops.mmcontext_native.pair_conv(x, other, weight, groups, method or '')
     return None
@@ -41,7 +41,7 @@ def pair_conv(x: Tensor, other: Tensor, weight: Tensor, groups: int = 1,
         other: Map like ``x``.
         weight: [Co, 2 C / groups, 1, 1].
         groups: Groups of the convolution.
-        method: 'auto': the products where they can serve, see :func:`explain_pair_conv`, else
+        method: 'auto': matrix products if they are supported, see :func:`explain_pair_conv`, else
             torch's functions; 'cuda'; 'torch'; 'null': the products on the CPU. None for the
             environment variable ``MMCONTEXT_PAIR_CONV``, or 'auto'.
 
@@ -50,7 +50,7 @@ def pair_conv(x: Tensor, other: Tensor, weight: Tensor, groups: int = 1,
 
     Raises:
         ValueError: The method is unknown.
-        RuntimeError: 'cuda' or 'null' cannot serve.
+        RuntimeError: 'cuda' or 'null' is not supported.
     """
     y = products(x, other, weight, groups, method)
     if y is not None:
@@ -61,10 +61,10 @@ def pair_conv(x: Tensor, other: Tensor, weight: Tensor, groups: int = 1,
 
 def explain_pair_conv(x: Tensor, other: Tensor,
                       method: Optional[str] = None) -> Explanation:
-    """How :func:`pair_conv` would serve two maps, and why not by products of matrices.
+    """Which method :func:`pair_conv` would use for two maps, and why not matrix products.
 
     Returns:
-        ``chosen``: 'cuda', 'null' or 'torch'; ``refused``: {'cuda': reason} where the products
-        cannot serve, else empty.
+        ``chosen``: 'cuda', 'null' or 'torch'; ``refused``: {'cuda': reason} if the products are
+        not supported, else empty.
     """
     return _switch.explain(method, x, other)

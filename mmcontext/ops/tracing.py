@@ -1,7 +1,7 @@
 """Whether a graph is being recorded, on every supported version of torch.
 
-torch has no public names for some of it. Where a version lacks a private one, the answer is the
-careful one, under which nothing is done but what the modules themselves do.
+Some of this has no public API in torch. If a version lacks a private name, the answer is the
+conservative one, with which the modules themselves are called and nothing else.
 """
 import contextlib
 from typing import Any, Iterator, Optional
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Proxy
 
-# torch.compiler has them from 2.2 on; dynamo had its own before.
+# In torch.compiler since 2.2; before that dynamo had its own.
 _is_compiling = getattr(torch.compiler, 'is_compiling', None)
 _is_dynamo_compiling = getattr(torch.compiler, 'is_dynamo_compiling', None)
 _peek_transforms = getattr(getattr(torch._C, '_functorch', None), 'peek_interpreter_stack',
@@ -28,8 +28,8 @@ def is_compiling() -> bool:
 def is_exporting() -> bool:
     """Whether a graph for another runtime is being recorded: ``torch.export`` or ONNX.
 
-    ``torch.compiler.is_exporting`` is no help: dynamo answers True in plain compilation too.
-    Exports that go through dynamo (``strict=True``) pass for compilation here.
+    ``torch.compiler.is_exporting`` is no help: under dynamo it is True in plain compilation too.
+    Exports that go through dynamo (``strict=True``) count as compilation here.
     """
     if torch.onnx.is_in_onnx_export():
         return True
@@ -42,17 +42,17 @@ def is_recording() -> bool:
 
 
 def is_capturing(tensor: Tensor) -> bool:
-    """Whether work on a tensor goes into a CUDA graph, during which nothing can be read from it
-    and what is allocated belongs to the graph."""
-    # (Stand-ins for tensors of a GPU may be where there is none.)
+    """Whether work on a tensor is being captured in a CUDA graph; during capture its values
+    cannot be read, and new allocations belong to the graph."""
+    # (Stand-ins for GPU tensors may exist without a GPU.)
     return (not is_compiling() and tensor.is_cuda and torch.cuda.is_initialized()
             and torch.cuda.is_current_stream_capturing())
 
 
 def in_torch_func() -> bool:
-    """Inside ``torch.func``, whose transformations take no operator's own derivative.
+    """Inside ``torch.func``, whose transforms do not support the derivatives of our operators.
 
-    False where this torch cannot say: then operators are called, and torch raises an error.
+    False if this torch cannot tell: then the operators are called, and torch raises an error.
     """
     return not is_compiling() and _peek_transforms() not in (None, 'unknown')
 
@@ -62,13 +62,13 @@ _forward_ad = torch.autograd.forward_ad
 
 
 def eager_refusal() -> Optional[str]:
-    """Why an operator without a rule for it cannot stand in for torch's, or None.
+    """Why an operator of our own cannot replace torch's now, or None.
 
-    It has none for graphs that are being recorded, ``torch.func`` (vmap, jvp, ...), forward-mode
-    differentiation, and a ``TorchDispatchMode``: torch's FLOP counter, say, knows standard
-    operators only. Layers ask before every shortcut.
+    Ours have no rules for graphs that are being recorded, ``torch.func`` (vmap, jvp, ...),
+    forward-mode differentiation, and a ``TorchDispatchMode``: torch's FLOP counter, for example,
+    knows standard operators only. Layers ask this before every shortcut.
     """
-    # (Compilation other than dynamo's goes by dispatch modes.)
+    # (Compilers other than dynamo use dispatch modes, which are checked below.)
     if (torch._dynamo.is_compiling() if _is_dynamo_compiling is None
             else _is_dynamo_compiling()) or _tracing_state() is not None:
         return 'a graph is being recorded'
@@ -81,7 +81,7 @@ def eager_refusal() -> Optional[str]:
 
 @contextlib.contextmanager
 def untraced() -> Iterator[None]:
-    """Within it ``torch.jit.trace`` writes nothing down."""
+    """Context in which ``torch.jit.trace`` records nothing."""
     state = torch._C._get_tracing_state()
     torch._C._set_tracing_state(None)
     try:
@@ -91,6 +91,6 @@ def untraced() -> Iterator[None]:
 
 
 def is_symbolic(value: Any) -> bool:
-    """A stand-in of ``torch.fx``: operations on it are written down, and nothing can be asked
-    of its shape."""
+    """Whether it is a ``torch.fx`` proxy: operations on it are recorded, and its shape is not
+    known."""
     return isinstance(value, Proxy)

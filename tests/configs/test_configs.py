@@ -117,6 +117,7 @@ def test_config_builds(name, no_initial_values):
     if stem.endswith(('_imagenet', '_imagenet_320')):
         network = stem.replace('_imagenet', '').replace('_augment', '').replace('_320', '')
         if network in PARAMS:
+            # Three decimals.
             assert parameters(model) / 1e6 == pytest.approx(PARAMS[network], abs=0.0005)
 
 

@@ -109,7 +109,7 @@ def test_the_table_prints_every_published_detector(capsys):
     tool = load_tool('analysis/detection_table.py')
     assert tool.PUBLISHED.keys() == PUBLISHED.keys()
     cfg = load('rednet/faster_rcnn_rednet50_neck_fpn')
-    assert tool.trained_params(cfg) / 1e6 == pytest.approx(29.508, abs=0.0005)
+    assert tool.trained_params(cfg) / 1e6 == pytest.approx(29.508, abs=0.0005)  # three decimals
     tool.PUBLISHED = {'rednet/retinanet_rednet50_fpn': tool.Published(27.8, 210.1)}
     tool.print_table(count_flops=False)
     line = capsys.readouterr().out.splitlines()[1].split()

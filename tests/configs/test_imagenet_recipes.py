@@ -82,6 +82,7 @@ def test_step_recipe(name):
     assert (optimizer.type, optimizer.momentum, optimizer.weight_decay) == ('SGD', 0.9, 1e-4)
     assert not optimizer.get('nesterov', False)
     rates = learning_rates(cfg, 1)[:, 0]
+    # Each step multiplies, and rounds, in float64.
     np.testing.assert_allclose(
         rates, [0.1] * 30 + [0.01] * 30 + [0.001] * 20 + [0.0001] * 10, rtol=1e-12)
     assert pipeline(cfg, 'val')(image())['inputs'].shape == (3, 224, 224)
@@ -98,6 +99,7 @@ def test_augment_recipe(depth, suffix, resize, crop):
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
     assert cfg.train_cfg.max_epochs == 300
     rates = learning_rates(cfg, 1)[:, 0]
+    # mmengine computes a cosine step by step.
     np.testing.assert_allclose(
         rates, 0.2 * (1 + np.cos(np.pi * np.arange(300) / 300)), rtol=1e-6, atol=1e-12)
     assert step(cfg, 'val', 'ResizeEdge').scale == resize
@@ -140,6 +142,7 @@ def test_rednet_schedule_is_a_cosine_times_a_linear_warm_up_of_3130_iterations()
     iterations = iterations + epochs * epoch_length
     cosine = 0.4 * (1 + np.cos(np.pi * epochs / 130))
     warm_up = np.minimum(0.25 + 0.75 * iterations / 3129, 1)
+    # mmengine computes a cosine step by step.
     np.testing.assert_allclose(rates, cosine * warm_up, rtol=1e-6)
     assert rates[0, 0] == pytest.approx(0.2) and rates[5, 0] == pytest.approx(cosine[5, 0])
 
@@ -194,6 +197,7 @@ def test_cotnet_rand_augment():
     degrees = np.array([rotate.random_magnitude() for _ in range(2000)])
     # N(15, 0.5) cut at 15, where level 10 is a rotation by 30 degrees.
     assert degrees.max() == 45 and 0.45 < (degrees == 45).mean() < 0.55
+    # 2000 draws.
     assert np.std(45 - degrees[degrees < 45]) == pytest.approx(3 * 0.5 * 0.603, rel=0.1)
     assert rotate.interpolation == 'bicubic' and rotate.pad_val == (104, 116, 124)
 
@@ -240,4 +244,4 @@ def test_cotnet_ema_decay():
     source.running_mean.fill_(1.)
     average.update_parameters(source)
     assert average.module.weight.item() == pytest.approx(0.9999 * 1 + 0.0001 * 3)
-    assert average.module.running_mean.item() == pytest.approx(0.0001, rel=1e-3)
+    assert average.module.running_mean.item() == pytest.approx(0.0001, rel=1e-3)  # float32

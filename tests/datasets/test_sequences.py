@@ -84,7 +84,7 @@ def test_mfcc_against_the_definition():
             scale = math.sqrt((1 if c == 0 else 2) / 12)
             expected = scale * sum(v * math.cos(math.pi * c * (m + 0.5) / 12)
                                    for m, v in enumerate(logs))
-            assert out[c, frame].item() == pytest.approx(expected, abs=1e-3)
+            assert out[c, frame].item() == pytest.approx(expected, abs=1e-3)  # float32
 
 
 def test_mfcc_shape_of_the_paper():

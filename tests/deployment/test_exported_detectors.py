@@ -110,4 +110,5 @@ def test_detector_in_float16_keeps_the_pixels_of_its_boxes(tmp_path):
     # Beyond 1024 pixels float16 has whole numbers alone.
     far = found['boxes'][(found['boxes'] > 1024) & (found['boxes'] < 1300)]
     assert far.size and (far % 1 != 0).mean() > 0.9
+    # float16.
     np.testing.assert_allclose(found['scores'][0, :3], expected['scores'][0, :3], atol=0.02)

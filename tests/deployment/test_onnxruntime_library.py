@@ -135,4 +135,4 @@ def test_tools_write_compare_and_run_it(library, tmp_path, monkeypatch, capsys):
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     whole, half = (OnnxGraph(str(tmp_path / name), library)(torch.from_numpy(images))['logits']
                    for name in ('model.onnx', 'model_fp16.onnx'))
-    assert_near(torch.from_numpy(half), torch.from_numpy(whole), 1e-2)
+    assert_near(torch.from_numpy(half), torch.from_numpy(whole), 1e-2)  # float16, a whole network

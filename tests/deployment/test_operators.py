@@ -95,7 +95,7 @@ def test_regions_are_those_of_mmdet(aligned, tmp_path):
     assert_close(_Regions(extractor)(*given), expected)
     names = {'rois': {0: 'r'}, 'fine': {0: 'b'}, 'coarse': {0: 'b'}}
     actual, = _run(_Regions(extractor), inputs(2, 30), given, str(tmp_path / 'roi.onnx'), names)
-    np.testing.assert_allclose(actual, expected.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual, expected.numpy(), rtol=1e-4, atol=1e-5)  # float32
 
 
 def test_masks_are_pasted_as_by_mmdet():
@@ -137,4 +137,4 @@ def test_upsampling_of_mmseg_follows_the_size(factor, tmp_path):
     x = torch.randn(1, 2, 5, 9)
     actual, = _run(module, (torch.randn(1, 2, 4, 6), ), (x, ), str(tmp_path / 'up.onnx'),
                    {'x': {0: 'b', 2: 'h', 3: 'w'}})
-    np.testing.assert_allclose(actual, module(x).numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(actual, module(x).numpy(), rtol=1e-5, atol=1e-5)  # as SINGLE

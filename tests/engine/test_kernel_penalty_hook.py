@@ -63,10 +63,12 @@ def test_loss_and_gradients(x, recompute):
     hook.watch(net)
     losses = net(x.requires_grad_(), mode='loss')
     expected = 0.1 * by_hand(reference)
+    # float32.
     assert losses['loss_kernel_penalty'].item() == pytest.approx(expected.item(), rel=1e-6)
     sum(losses.values()).backward()
     (reference(x, mode='loss')['loss'] + expected).backward()
     for (name, mine), theirs in zip(net.named_parameters(), reference.parameters()):
+        # float32 beside the sums of `by_hand` in float64.
         assert_close(mine.grad, theirs.grad, msg=name, rtol=1e-4, atol=1e-7)
 
 
@@ -77,7 +79,7 @@ def test_penalty_is_single_precision_under_autocast(x):
     with torch.autocast('cpu', dtype=torch.bfloat16):
         loss = net(x, mode='loss')['loss_kernel_penalty']
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(0.1 * by_hand(net).item(), rel=1e-6)
+    assert loss.item() == pytest.approx(0.1 * by_hand(net).item(), rel=1e-6)  # float32
 
 
 def test_zero_tensors_have_finite_gradients(x):
@@ -110,7 +112,7 @@ def test_frozen_layer_counts_its_kernel_and_no_parameters(x):
     loss = net(x, mode='loss')['loss_kernel_penalty']
     frozen = [p for n, p in net.first.named_parameters() if 'kernel.net' not in n]
     expected = by_hand(net) - sum(p.double().norm() for p in frozen)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)  # float32
 
 
 def test_serves_models_without_continuous_layers():
@@ -167,7 +169,7 @@ def test_accumulation_averages_the_penalty(x):
                 loss = sum(net(x, mode='loss').values())
             wrapper.update_params(loss)
     for mine, theirs in zip(nets[0].parameters(), nets[1].parameters()):
-        assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+        assert_close(mine, theirs, rtol=1e-5, atol=1e-6)  # float32: two halves are added
 
 
 def _distributed_step(rank, file):

@@ -43,6 +43,7 @@ def test_statistics_are_the_average_of_the_batches():
     net = Net().double().train()
     update_bn_stats(net, [dict(inputs=b) for b in DATA.split(6)])
     mean, var = batch_statistics(net, DATA.split(6))
+    # float64, and means close to zero.
     assert_close(net.norm.running_mean, mean, rtol=1e-12, atol=1e-14)
     assert_close(net.norm.running_var, var, rtol=1e-12, atol=1e-14)
     assert net.norm.momentum == 0.1
@@ -91,6 +92,7 @@ def test_before_every_validation_and_at_the_end_and_training_goes_on(tmp_path, b
     net = train(tmp_path, by_epoch, [PreciseStatisticsHook(num_iters=4), watch])
     # Validation after 8 of the 12 iterations, or 2 of the 3 epochs.
     [(seen, expected)] = watch.seen[:1]
+    # float64, over several iterations of training.
     assert_close(seen, expected, rtol=1e-9, atol=1e-12)
     mean, var = batch_statistics(net, DATA.split(6))
     assert_close(net.norm.running_mean, mean, rtol=1e-9, atol=1e-12)

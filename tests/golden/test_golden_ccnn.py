@@ -84,4 +84,5 @@ def test_logits_equal_the_authors(name, method, tmp_path):
     with torch.no_grad():
         for mode in ('train', 'eval'):
             logits = model.train(mode == 'train').head(model.extract_feat(x))
+            # float64 through a whole network, by FFT or directly.
             assert relative_error(logits, torch.from_numpy(expected[f'{mode}_logits'])) < 1e-9

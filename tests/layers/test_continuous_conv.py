@@ -309,6 +309,7 @@ def test_autocast_samples_in_single_precision():
         y = layer(x.bfloat16())
         assert layer.sample_kernel().dtype == torch.float32
     assert y.dtype == torch.bfloat16
+    # bfloat16 rounds x, the kernel and each result.
     assert_close(y.float(), expected, rtol=0.05, atol=0.05)
 
 

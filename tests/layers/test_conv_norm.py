@@ -201,7 +201,7 @@ def test_residual_is_added_whatever_the_norm(norm_cfg, act):
         block = revert_sync_batchnorm(block)
     expected = block(x)
     with torch.no_grad():
-        assert_close(block(x), expected, rtol=1e-4, atol=1e-4)
+        assert_close(block(x), expected, rtol=1e-4, atol=1e-4)  # float32, several layers
 
 
 def _settled(model):
@@ -232,6 +232,7 @@ def test_inference_of_a_network(network, layout, turned, passes):
     if COMPILED:
         assert passes.count('cnar') == sum(model.arch_settings[model.depth])
     assert actual.stride() == expected.stride()
+    # float32, a whole network.
     assert_close(actual, expected, rtol=0, atol=2e-5 * expected.abs().max().item())
 
 
@@ -242,6 +243,7 @@ def test_norms_folded_into_convolutions(network):
     with torch.no_grad():
         expected, = model(x)
         folded, = fuse_conv_bn(model)(x)
+    # float32, a whole network whose weights are rounded once more.
     assert_close(folded, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 

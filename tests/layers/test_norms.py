@@ -71,6 +71,7 @@ def test_norms_that_keep_no_statistics_pass_single_values_on(norm, training):
     nn.init.uniform_(norm.weight, 0.5, 2), nn.init.uniform_(norm.bias)
     x = torch.randn(1, 6, 1, 1, dtype=torch.float64)
     expected = x * norm.weight[:, None, None] + norm.bias[:, None, None]
+    # Norms divide by sqrt(1 + eps).
     assert_close(normalise(norm, x), expected, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         assert_close(run_together(x.float(), norm=norm.float()), expected.float(), rtol=1e-4,

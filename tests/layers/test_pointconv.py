@@ -37,6 +37,7 @@ def test_layer_is_the_sum_over_the_nearest_points(kind):
     torch.nn.init.uniform_(layer.channel_mixer.bias)
     x = torch.randn(2, 4, 12, dtype=torch.float64, requires_grad=True)
     y = layer(x, nearest(CLOUD.transpose(1, 2), 6))
+    # DOUBLE, and stricter near zero.
     assert_close(y, by_hand(layer, x, CLOUD, 6), rtol=1e-12, atol=1e-13)
     y.square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in [x, *layer.parameters()])
@@ -47,12 +48,14 @@ def test_order_of_the_points_does_not_matter():
     order = torch.randperm(12)
     y = layer(CLOUD, nearest(CLOUD.transpose(1, 2), 5))
     shuffled = CLOUD[..., order]
+    # float64: the same sums, each in another order at most.
     assert_close(layer(shuffled, nearest(shuffled.transpose(1, 2), 5)), y[..., order], rtol=1e-12,
                  atol=0)
 
 
 def test_output_variance_does_not_grow_with_the_neighbours():
     weights = [PointCKConv(8, num_neighbours=n).kernel_net.output_linear.weight for n in (4, 64)]
+    # Random weights.
     assert (weights[0].std() / weights[1].std()).item() == pytest.approx(4, rel=0.2)
 
 

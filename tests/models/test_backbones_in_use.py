@@ -71,7 +71,7 @@ def seen(model, x):
     return model
 
 
-def assert_same(actual, expected, tolerance=1e-4):
+def assert_same(actual, expected, tolerance=1e-4):  # float32, a whole network
     scale = max(expected.abs().max().item(), 1e-3)
     assert_close(actual, expected, rtol=0, atol=tolerance * scale)
 
@@ -228,7 +228,7 @@ def fx_quantisation(make):
         prepared = prepare_fx(model, get_default_qconfig_mapping('fbgemm'), (image(), ))
         prepared(image())
         y = convert_fx(prepared)(image())[-1]
-    assert (y - expected).norm() < 0.5 * expected.norm()
+    assert (y - expected).norm() < 0.5 * expected.norm()  # int8 through all layers
 
 
 def jit_trace(make):
@@ -286,6 +286,7 @@ def per_sample_gradients(make):
     gradients = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, image())
     loss(dict(model.named_parameters()), image()[1]).backward()
     for name, parameter in model.named_parameters():
+        # float32, back through a whole network, with other kernels under vmap.
         assert_same(gradients[name][1], parameter.grad, 1e-2)
 
 
@@ -307,6 +308,7 @@ def checkpointing(make):
     for network in (model, again):
         network.train()(image().requires_grad_())[-1].square().mean().backward()
     for (name, p), q in zip(model.named_parameters(), again.parameters()):
+        # float32, back through a whole network.
         assert_close(q.grad, p.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 

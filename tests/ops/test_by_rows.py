@@ -36,6 +36,7 @@ def test_half_precision_and_wrong_sizes():
     r, weight, bias = operands(torch.float32)
     w = by_rows.span_by_rows(r.bfloat16(), weight, bias)
     assert w.dtype == torch.bfloat16
+    # bfloat16 rounds r, the weight, eight shares of the bias, and the result.
     assert_close(w.float(), F.conv2d(r, weight, bias), rtol=3e-2, atol=3e-2)
     w.float().square().sum().backward()
     assert weight.grad.dtype == bias.grad.dtype == torch.float32

@@ -97,6 +97,7 @@ def test_gradients_of_gradients(emulated, maps):
                                          matrix.to(kind), grad.to(kind), create_graph=True)
         seconds.append(torch.autograd.grad(sum(t.square().sum() for t in firsts), leaves))
     for a, e in zip(*seconds):
+        # Second derivatives in float32: small ones are differences.
         assert_close(a.double(), e, rtol=1e-4, atol=1e-4)
 
 
@@ -157,6 +158,7 @@ def test_gradients_of_gradients_of_the_gate_of_a_convolution(emulated):
         firsts = torch.autograd.grad(y, (a, w), grad.to(kind), create_graph=True)
         seconds.append(torch.autograd.grad(sum(t.square().sum() for t in firsts), (a, w)))
     for actual, expected in zip(*seconds):
+        # Second derivatives in float32.
         assert_close(actual.double(), expected, rtol=1e-4, atol=1e-3)
 
 

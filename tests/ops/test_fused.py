@@ -75,6 +75,7 @@ def limit(request, monkeypatch) -> int:
 def test_equals_unfused_in_float64(sizes, channels_last, limit):
     geometry, operands = _operands(sizes, channels_last=channels_last)
     actual = _with_gradients(_fused, geometry, operands)
+    # float64; gradients are summed chunk by chunk.
     assert_near(actual, _with_gradients(_definition, geometry, operands), 1e-10)
     if channels_last:
         assert actual['y'].is_contiguous(memory_format=torch.channels_last)
@@ -84,10 +85,11 @@ def test_equals_unfused_in_float64(sizes, channels_last, limit):
 def test_bias_and_scale_may_be_absent(limit):
     geometry, operands = _operands(GEOMETRIES['k3'], optional=False)
     assert_near(_with_gradients(_fused, geometry, operands),
-                _with_gradients(_definition, geometry, operands), 1e-10)
+                _with_gradients(_definition, geometry, operands), 1e-10)  # float64, as above
 
 
 @pytest.mark.parametrize('dtype, tolerance', [
+    # Shares of the largest value: kernels, products and sums are rounded one after another.
     (torch.float32, 1e-5), (torch.bfloat16, 2e-2),
     pytest.param(torch.float16, 2e-3, marks=since_torch('2.2', 'float16 products on a CPU'))])
 @pytest.mark.parametrize('channels_last', [False, True])
@@ -133,6 +135,7 @@ def test_second_derivative_when_r_and_scale_come_from_x():
         return torch.autograd.grad(slope.square().sum(), leaf)[0]
 
     expected = curvature(_definition)
+    # float64, second derivatives.
     assert ((curvature(_fused) - expected).abs().max() / expected.abs().max()) < 1e-10
 
 
@@ -173,6 +176,7 @@ def test_autocast():
     with torch.autocast('cpu', torch.bfloat16):
         y = _fused(geometry, *operands)
     assert y.dtype == torch.bfloat16
+    # bfloat16 rounds the operands, the kernels and the result.
     assert_near({'y': y}, {'y': _definition(geometry, *[t.double() for t in operands])}, 2e-2)
 
 
@@ -188,6 +192,7 @@ def test_forced_backend(backend, monkeypatch):
     geometry, operands = _operands(GEOMETRIES['k3'])
     expected = _with_gradients(_definition, geometry, operands)
     monkeypatch.setenv('MMCONTEXT_BACKEND', backend)
+    # float64; gradients are summed chunk by chunk.
     assert_near(_with_gradients(_fused, geometry, operands), expected, 1e-10)
 
 

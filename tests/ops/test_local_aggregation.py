@@ -82,6 +82,7 @@ def test_third_derivative_follows():
     e1, = torch.autograd.grad(expected.pow(3).sum(), x, create_graph=True)
     e2, = torch.autograd.grad(e1.pow(2).sum(), w, create_graph=True)
     e3, = torch.autograd.grad(e2.pow(2).sum(), x)
+    # Third derivatives, of powers: small elements are differences of large terms.
     assert_close(third, e3, rtol=1e-10, atol=1e-8)
 
 
@@ -98,6 +99,7 @@ def test_memory_layouts_agree_and_channels_last_stays(share):
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
+# Sums in float32 are rounded once, by up to 2^-8 or 2^-11 of the value.
 @pytest.mark.parametrize('dtype, tolerance', [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
 def test_low_precision_sums_in_float32(dtype, tolerance):
     geometry = dict(kernel_size=7, stride=1, padding=3, dilation=1)
@@ -122,6 +124,7 @@ def test_autocast_brings_operands_together(dtype):
     y.sum().backward()
     assert x.grad.dtype == w.grad.dtype == torch.float32
     exact = local_aggregation(x, w, 3, padding=1)
+    # Autocast rounds the operands too, and the sums cancel.
     assert_close(y.float(), exact, rtol=2e-2, atol=4e-2)
 
 

@@ -44,6 +44,7 @@ def test_derivatives_of_products(groups):
                                      create_graph=True)
         seconds.append(torch.autograd.grad(sum(t.square().sum() for t in firsts), leaves))
     for a, e in zip(*seconds):
+        # Second derivatives in float32: small ones are differences.
         assert_close(a.double(), e, rtol=1e-4, atol=1e-3)
 
 
@@ -91,4 +92,5 @@ def test_derivatives_of_parts(emulated):
         firsts = torch.autograd.grad(y.square().sum(), (a, b), create_graph=True)
         seconds.append(torch.autograd.grad(sum(t.square().sum() for t in firsts), (a, b)))
     for a, e in zip(*seconds):
+        # Second derivatives in float32: small ones are differences.
         assert_close(a.double(), e, rtol=1e-4, atol=1e-3)

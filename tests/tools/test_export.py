@@ -103,7 +103,7 @@ def test_onnx_serves_other_batches_and_sizes(kind, tmp_path):
     export(graph, path)
     _assert_standard(path)
     for batch, size in ((1, (64, 64)), (3, (96, 72))):
-        assert _difference(graph, path, batch, size) < 1e-4
+        assert _difference(graph, path, batch, size) < 1e-4  # float32, a whole network
 
 
 def test_onnx_of_fused_layers(tmp_path):
@@ -111,7 +111,7 @@ def test_onnx_of_fused_layers(tmp_path):
     path = str(tmp_path / 'model.onnx')
     export(graph, path)
     _assert_standard(path)
-    assert _difference(graph, path, 3) < 1e-4
+    assert _difference(graph, path, 3) < 1e-4  # float32, a whole network
 
 
 def test_comparison_finds_a_difference(tmp_path):
@@ -155,7 +155,7 @@ def test_torch_export_is_of_aten_operators(kind):
         if node.op == 'call_function' and hasattr(node.target, 'namespace'):
             assert node.target.namespace == 'aten', node.target
     run = program.module() if hasattr(program, 'module') else program
-    assert_close(run(x)[0], model(x)[0], rtol=1e-4, atol=1e-4)
+    assert_close(run(x)[0], model(x)[0], rtol=1e-4, atol=1e-4)  # float32, a whole network
 
 
 @pytest.mark.parametrize('config, arguments', [

@@ -52,6 +52,7 @@ def test_calibration_images_are_as_the_graph_takes_them(folder):
     mean, std = (np.array(cfg.data_preprocessor[name]) for name in ('mean', 'std'))
     for raw, normalised in zip(inputs['in'], inputs['out']):
         expected = (raw['images'] - mean) / std
+        # float32.
         np.testing.assert_allclose(normalised['images'], expected.transpose(0, 3, 1, 2), atol=1e-5)
 
 
@@ -60,6 +61,7 @@ def _run(monkeypatch, folder, *arguments) -> int:
     return quantize_onnx.run(quantize_onnx.main)
 
 
+# Noise as a share of the logits' deviation; size as a share of the float32 file's.
 @pytest.mark.parametrize('arguments, name, tolerance, share', [
     (['--fp16'], 'model_fp16.onnx', 0.01, 0.6),
     (['--config', CONFIG, '--calibration', '8', '--cfg-options', 'train_dataloader.dataset.'

@@ -84,7 +84,7 @@ def test_input_is_what_mmpretrain_makes_of_the_image(networks):
     image = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8).numpy()
     bgr = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)
     expected = network.model.data_preprocessor({'inputs': [bgr]})['inputs']
-    assert torch.allclose(to_input(network, image), expected, atol=1e-5)
+    assert torch.allclose(to_input(network, image), expected, atol=1e-5)  # float32
     assert logits(network, expected).shape == (1, 10)
 
 

@@ -33,6 +33,7 @@ def test_shown_kernels_make_the_output(cls):
     assert made.kernels.shape == (2, 5, 5, 7, 6) and made.attention is None
     gated = x if made.gate is None else x * made.gate.view(1, -1, 1, 1)
     kernels = made.kernels.flatten(1, 2).repeat_interleave(16, 0)
+    # float64, in another order of sums.
     assert torch.allclose((neighbourhoods(gated, 5) * kernels).sum(1), layer(x)[0], atol=1e-9)
     y, x = 3, 2
     assert made.energy[y, x] == pytest.approx(
@@ -49,7 +50,7 @@ def test_shown_attention_mixes_the_contexts_of_cot(stride):
     kernels = made.kernels.flatten(1, 2)[torch.arange(32) % 4]
     dynamic = F.silu(layer.norm((neighbourhoods(value, 3) * kernels).sum(1)[None]))
     weight = made.attention.view(1, -1, 1, 1)
-    assert torch.allclose(weight * dynamic + (1 - weight) * key, layer(x), atol=1e-9)
+    assert torch.allclose(weight * dynamic + (1 - weight) * key, layer(x), atol=1e-9)  # float64
 
 
 def test_levels_of_a_pyramid_are_parts_of_its_output():
@@ -58,6 +59,7 @@ def test_levels_of_a_pyramid_are_parts_of_its_output():
     found = levels(layer, x)
     assert [level.dilation for level in found] == [(d, d) for d in (1, 2, 3, 4)]
     expected = layer(x)[0].view(4, 4, 12, 12).abs().mean(1)
+    # float32.
     assert torch.allclose(torch.stack([level.response for level in found]), expected, atol=1e-6)
 
 
@@ -74,6 +76,7 @@ def test_samples_of_a_continuous_kernel_lie_on_one_function(causal):
     coarse = continuous_kernels.sample(layer, 1)
     fine = continuous_kernels.sample(layer, 2)
     assert layer.resolution == 1 and fine.shape[1] == 2 * coarse.shape[1] - 1
+    # Rounded coordinates times high frequencies.
     assert torch.allclose(fine[:, ::2], coarse, atol=1e-4)
     at, between = (continuous_kernels.axis_of(k, r, layer) for k, r in ((coarse, 1), (fine, 2)))
     assert torch.allclose(at, between[::2]) and at[-1] == 1
@@ -113,6 +116,7 @@ def test_points_of_the_zoo(tmp_path):
     points = {point.name: point for point in zoo_points.zoo_points(latencies)}
     point = points['cednet50']
     assert (point.family, point.top1, point.latency) == ('cednet', 78.83, 20.)
+    # Written with three decimals.
     assert np.allclose((point.params, point.flops), (16.250, 2.948), atol=1e-3)
     assert points['se_cotnetd152_320'].family == 'se_cotnetd'
     assert points['pyconvresnet50_augment'].family == 'pyconvresnet +augment'

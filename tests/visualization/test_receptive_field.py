@@ -28,6 +28,7 @@ def test_two_convolutions_make_a_triangle():
     row = torch.tensor([1., 2, 3, 2, 1], dtype=torch.float64) / 9
     expected = torch.zeros(17, 17, dtype=torch.float64)
     expected[6:11, 6:11] = row[:, None] * row
+    # float64.
     assert torch.allclose(field_of(ones(3, padding=1), ones(3, padding=1)), expected, atol=1e-12)
 
 

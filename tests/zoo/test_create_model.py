@@ -78,6 +78,7 @@ def test_settings_are_those_of_the_whole_config(name):
     assert ours.model == whole.model
     expected, found = default_cfg(entry, whole), default_cfg(entry, ours)
     expected.pop('interpolation'), found.pop('interpolation')
+    # The metafile's ratio is rounded.
     assert found.pop('crop_pct') == pytest.approx(expected.pop('crop_pct'), abs=2e-3)
     assert found == expected
 
@@ -160,6 +161,7 @@ def test_first_convolution_and_classifier_are_adapted(checkpoint):
     model, path = checkpoint
     loaded = narrow(pretrained=path, in_channels=1, num_classes=4).eval()
     grey = torch.randn(2, 1, 32, 32)
+    # float32: the weights of three channels are summed before the products instead of after.
     assert torch.allclose(loaded.forward_features(grey),
                           model.eval().forward_features(grey.expand(-1, 3, -1, -1)), atol=1e-5)
     assert loaded(grey).shape == (2, 4)
@@ -231,4 +233,5 @@ def test_golden_file_by_name_gives_the_golden_logits(name, tmp_path):
     make_deterministic(model)
     with torch.no_grad():
         logits = model.train()(golden_input(facts['input_shape']))
+    # float64 through a whole network, which amplifies rounding.
     assert relative_error(logits, torch.from_numpy(expected['train_logits'])) < 1e-6

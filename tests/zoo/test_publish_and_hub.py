@@ -62,7 +62,7 @@ def test_published_file_serves_plain_pytorch_and_mmpretrain(trained, tmp_path):
     assert list(theirs._dataset_meta['classes']) == list('0123456789')
     with torch.no_grad():
         logits = theirs(images, mode='tensor')
-        assert torch.allclose(plain(images), logits, atol=1e-5)
+        assert torch.allclose(plain(images), logits, atol=1e-5)  # float32
 
 
 @pytest.mark.parametrize('arguments, message', [

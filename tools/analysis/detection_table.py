@@ -1,10 +1,10 @@
 """Print parameters and FLOPs of the published detectors beside the published figures.
 
     python tools/analysis/detection_table.py            at 1280x800
-    python tools/analysis/detection_table.py --params   parameters alone, in seconds
+    python tools/analysis/detection_table.py --params   parameters only, in seconds
 
-The authors' counter leaves out what is frozen, so their figure for parameters is compared with
-those that are trained. FLOPs are multiply-adds; configs/detection.md explains the differences.
+The authors' counter leaves out frozen parameters, so their figure is compared with the number of
+trainable parameters. FLOPs are multiply-adds; configs/detection.md explains the differences.
 """
 import argparse
 import logging
@@ -74,7 +74,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--params', action='store_true', help='leave out the FLOPs')
     args = parser.parse_args()
-    # What mmdet says about its defaults.
+    # Silence mmdet's warnings about its defaults.
     logging.disable(logging.WARNING)
     print_table(not args.params)
     return 0

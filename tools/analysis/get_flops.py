@@ -19,7 +19,7 @@ FAMILIES = ('coconv', 'pyconv', 'cotnet', 'rednet', 'cednet', 'ccnn')
 
 
 def default_shape(cfg: Config) -> tuple:
-    """Image size of the test pipeline, else that of the published figures."""
+    """Image size of the test pipeline, else the one used for the published figures."""
     for step in reversed(cfg.get('test_pipeline') or ()):
         size = step.get('crop_size', step.get('scale'))
         if isinstance(size, int):
@@ -28,7 +28,7 @@ def default_shape(cfg: Config) -> tuple:
 
 
 def input_shape(cfg: Config, given: Optional[List[int]]) -> tuple:
-    """The shape to count at: (H, W), or (length, ) where the network reads sequences."""
+    """The shape to count at: (H, W), or (length, ) for networks that read sequences."""
     if (cfg.model.get('neck') or {}).get('dim') == 1:
         if not given or len(given) > 1:
             raise ValueError('this network reads sequences: give --shape LENGTH')

@@ -3,11 +3,11 @@
     python tools/analysis/recipe_audit.py            # how many fields agree
     python tools/analysis/recipe_audit.py --write    # and write configs/*/RECIPE.md
 
-A row has the field's name, the authors' value and the key of the resolved config that holds ours;
-keys are dotted, and [Type] picks an entry of a list by its type, [2] by its number. `here` is our
-value where its form differs, `was` what stood here before it was corrected, `why` the reason of a
-deviation on purpose. With `each`, values are lists, one entry for each config of the table; so may
-`was` be, null where nothing changed.
+A row has the field's name, the authors' value and the key of our value in the resolved config;
+keys are dotted, and [Type] selects an entry of a list by its type, [2] by its index. `here` is our
+value if its form differs, `was` our value before it was corrected, `why` the reason for a
+deliberate deviation. With `each`, values are lists with one entry per config of the table; `was`
+may then be a list too, with null where nothing changed.
 """
 import argparse
 import math
@@ -22,7 +22,7 @@ import yaml
 from mmengine.config import Config, utils
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-# Configs of one table from which on each has a row.
+# With at least this many configs in a table, each has its own row.
 MANY = 9
 STATUS = ('equal', 'corrected', 'deviates')
 
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 def look_up(cfg: Any, key: str) -> Any:
-    """What stands under a key of a config; None where there is nothing."""
+    """The value of a key in a config; None if there is none."""
     for part in re.findall(r'\[[^]]+\]|[^.[]+', key):
         if part.startswith('['):
             name = part[1:-1]
@@ -54,7 +54,7 @@ def look_up(cfg: Any, key: str) -> Any:
 
 
 def same(actual: Any, expected: Any) -> bool:
-    """Equality of config values; lists and tuples are alike, and floats are compared as such."""
+    """Equality of config values; lists equal tuples, and numbers are compared as floats."""
     if isinstance(expected, (list, tuple)):
         return (isinstance(actual, (list, tuple)) and len(actual) == len(expected)
                 and all(map(same, actual, expected)))
@@ -72,7 +72,7 @@ def load(path: Path) -> dict:
 
 
 def status_of(row: dict, number: int = 0) -> str:
-    """One of STATUS, of one of the row's configs."""
+    """The status, one of STATUS, of one of the row's configs."""
     was = row.get('was')
     if row.get('each') and isinstance(was, list):
         was = was[number]
@@ -103,7 +103,7 @@ def cell(value: Any) -> str:
 
 
 def by_config(table: dict) -> list:
-    """Lines of a table with a row a config, of the fields in which they differ."""
+    """Lines of a table with one row per config, showing the fields in which they differ."""
     varied = [row for row in table['rows'] if row.get('each')]
     lines = ['Authors / here, or one value where ours is alike or the default:', '',
              '| Config | ' + ' | '.join(row['field'] for row in varied) + ' |',
@@ -158,7 +158,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--write', action='store_true', help='write configs/*/RECIPE.md')
     args = parser.parse_args()
-    # mmengine reads all metafiles of a library for every file of a config taken from it.
+    # mmengine rereads all metafiles of a library for every file that a config takes from it.
     utils.load = lru_cache(maxsize=None)(utils.load)
     wrong = 0
     print(f'{"family":<12}{"fields":>8}' + ''.join(f'{s:>11}' for s in STATUS))

@@ -1,11 +1,12 @@
-"""Ways of convolution and norm in whole networks: inference at batch 1, one process, in turn.
+"""Compare implementations of convolution and norm in whole networks: inference at batch 1,
+interleaved in one process.
 
-own: as installed: the C++ convolution where it is taken, norm and all in one pass
+own: as installed: the C++ convolution where it is chosen, with norm etc. in one pass
 library: oneDNN's convolution, then norm, residual and activation in one pass
-folded: norms folded into the convolutions by mmcv's fuse_conv_bn, else as own
-prepacked: norms folded, and every weight laid out once for oneDNN, which adds residual and
-    activation itself (torch's inner operators, those of torch.compile's freezing)
-frozen: torch.compile with freezing, which folds and prepacks (minutes a network; --frozen)
+folded: norms folded into the convolutions by mmcv's fuse_conv_bn, otherwise as own
+prepacked: norms folded, and every weight prepacked for oneDNN, which adds residual and
+    activation itself (torch's internal operators, as used by torch.compile's freezing)
+frozen: torch.compile with freezing, which folds and prepacks (minutes per network; --frozen)
 
     python tools/benchmarks/bench_conv_norm.py --networks CedNet-50 --rounds 20
 """
@@ -30,7 +31,7 @@ _own = conv_norm.run_compiled
 
 
 class Prepacked:
-    """Takes the place of ``run_compiled``: weights are laid out in the first call, and kept."""
+    """Replaces ``run_compiled``: weights are packed in the first call, and kept."""
 
     def __init__(self) -> None:
         self.weights: Dict[tuple, Tensor] = {}
@@ -59,7 +60,7 @@ class Prepacked:
 
 
 def _settle(model: nn.Module) -> nn.Module:
-    """Statistics and weights that no norm gets rid of."""
+    """Set statistics and weights such that no norm is trivial."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -78,7 +79,7 @@ def _step(model: Callable, image: Tensor, method: str = 'auto', call: Callable =
 
 
 def ways(name: str, image: Tensor, frozen: bool) -> Dict[str, Callable[[], Tensor]]:
-    """The ways of a network, checked to give the same features."""
+    """The implementations for a network, checked to give the same features."""
     model = _settle(MODELS.build(NETWORKS[name]))
     folded = fuse_conv_bn(copy.deepcopy(model))
     steps = dict(own=_step(model, image), library=_step(model, image, 'library'),

@@ -1,10 +1,10 @@
-"""Time and memory of convolution by FFT and directly, over kernel sizes, and what is picked.
+"""Time and memory of convolution by FFT and directly, over kernel sizes, and the automatic choice.
 
     python tools/benchmarks/bench_fft_conv.py --out work_dirs/bench_fft_conv
 
 Forward and backward of a depth-wise convolution: 1-D with kernels of 3 to 1023 taps, 2-D with
-3x3 to 65x65. Writes a table (.md), the figures (.json) and, where matplotlib is installed, a
-plot (.svg). Both ways must agree before anything is timed. With ``--calibrate`` it prints the
+3x3 to 65x65. Writes a table (.md), the figures (.json) and, if matplotlib is installed, a plot
+(.svg). Both ways must agree before anything is timed. With ``--calibrate`` it prints the
 constants of the cost model instead.
 """
 import argparse
@@ -20,7 +20,7 @@ from torch import Tensor
 from mmcontext.ops.fft_conv import direct_conv, explain_method, fft_conv
 
 METHODS = {'fft': fft_conv, 'direct': direct_conv}
-# How a way is picked: by the cost model, as is the default, or by timing both.
+# How a way is chosen: by the cost model (the default), or by timing both.
 POLICIES = ('auto', 'measure')
 KERNELS = {1: (3, 7, 15, 31, 63, 127, 255, 511, 1023), 2: (3, 5, 9, 17, 33, 49, 65)}
 # Batch, channels, side.
@@ -34,7 +34,7 @@ def run(method: str, x: Tensor, weight: Tensor) -> None:
 
 
 def seconds(x: Tensor, weight: Tensor, budget: float) -> Dict[str, float]:
-    """Shortest training step of each way; they take turns, as the machine may be disturbed."""
+    """Shortest training step of each way; they alternate, in case of noise on the machine."""
     best = dict.fromkeys(METHODS, float('inf'))
     turn, spent = 0, 0.
     while turn < 2 or (spent < budget and turn < 50):
@@ -54,7 +54,7 @@ def seconds(x: Tensor, weight: Tensor, budget: float) -> Dict[str, float]:
 
 
 def saved_mebibytes(method: str, x: Tensor, weight: Tensor) -> float:
-    """What autograd keeps between forward and backward, every storage once."""
+    """What autograd saves for the backward pass, counting every storage once."""
     storages: Dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def measure(dim: int, kernel: int, device: str, budget: float) -> dict:
 
 
 def table(rows: List[dict], title: str) -> str:
-    """Markdown."""
+    """Markdown table of the results."""
     lines = [f'{title}\n', '| kernel | FFT ms | direct ms | FFT MiB | direct MiB | '
              'auto, over best | measure, over best |', '|---|---|---|---|---|---|---|']
     for r in rows:
@@ -103,7 +103,7 @@ def table(rows: List[dict], title: str) -> str:
 
 
 def plot(rows: List[dict], path: Path) -> bool:
-    """Time and memory over kernel size; False where matplotlib is missing."""
+    """Plot time and memory over kernel size; False if matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -2,10 +2,10 @@
 
     python tools/benchmarks/bench_fused.py [--network CedNet] [--depth 50] [--batch 8]
 
-Each form runs in a process of its own, so that the peaks do not mix. ``saved`` is what autograd
-keeps between the forward and the backward pass, parameters apart and every storage once;
-``peak`` is the largest resident set (CPU) or allocation (GPU) during the steps, less what was
-there before the first of them.
+Each form runs in a separate process, so that the peaks do not mix. ``saved`` is what autograd
+saves for the backward pass, without the parameters and counting every storage once; ``peak`` is
+the largest resident set (CPU) or allocation (GPU) during the steps, minus what was in use before
+the first of them.
 """
 import argparse
 import json
@@ -61,7 +61,7 @@ def measure(network: str, depth: int, batch: int, size: int, steps: int, device:
         start = time.perf_counter()
         loss = model(images)[0].square().mean()
         loss.backward()
-        losses.append(loss.item())  # Waits for the GPU.
+        losses.append(loss.item())  # synchronises with the GPU
         seconds.append(time.perf_counter() - start)
         model.zero_grad()
     peak = _peak(device) - before

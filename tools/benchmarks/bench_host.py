@@ -1,17 +1,18 @@
-"""Host time of the public entries: what Python and torch's dispatcher take, without the work.
+"""Host overhead of the public functions: the time in Python and torch's dispatcher.
 
     python tools/benchmarks/bench_host.py [--networks CedNet-50 ...] [--out host.json]
 
-Microseconds of a call, forward and forward + backward, of ``local_aggregation``,
-``fused_involution`` and every layer, beside torch's own convolution; and milliseconds of a
-training step (batch 8) of narrow networks beside mmpretrain's ResNet-50, with two counts that no
-other process disturbs: calls of Python functions, and operators that reach a kernel (views
-not counted).
+Microseconds per call, forward and forward + backward, of ``local_aggregation``,
+``fused_involution`` and every layer, compared with torch's own convolution; and milliseconds per
+training step (batch 8) of narrow networks, compared with mmpretrain's ResNet-50, with two counts
+that no other process affects: calls of Python functions, and operators that reach a kernel (not
+counting views).
 
-The operands are so small that the kernels take next to nothing (but PyConv's networks, whose
-groups want the full width). Where the library has the backend 'null', which launches nothing, it
-serves the aggregations. On a CPU, processor time is taken, in one thread, so that other processes
-disturb little; on a GPU (``--device cuda``) the time until a call returns, the GPU idle before it.
+The operands are so small that the kernels take next to no time (except in PyConv's networks,
+whose groups need the full width). If the library has the backend 'null', which launches nothing,
+the aggregations use it. On a CPU, processor time is measured, in one thread, so that other
+processes matter little; on a GPU (``--device cuda``) the time until a call returns, starting with
+an idle GPU.
 """
 import argparse
 import json
@@ -29,7 +30,7 @@ from mmcontext.ops import explain, fused_involution, local_aggregation
 
 BATCH, CHANNELS, SIZE = 2, 32, 7
 BASELINE = 'ResNet-50'
-# Widths as small as each family allows: PyConv's first stage has 16 groups in a quarter of it.
+# The smallest width each family allows: PyConv's first stage has 16 groups in a quarter of it.
 WIDTHS = {'ResNet-50': 8, 'CoResNet-50': 8, 'CoTNet-50': 8, 'SE-CoTNetD-50': 8, 'CoTNeXt-50': 32,
           'RedNet-50': 32, 'CedNet-50': 32, 'PyConvResNet-50': 64, 'PyConvHGResNet-50': 64,
           'CKResNet-50': 8}
@@ -53,7 +54,7 @@ def _layer(name: str, channels: int, **options) -> nn.Module:
 
 
 def stub_backend(device: str) -> Optional[str]:
-    """'null' where the library has a backend that launches nothing, else None."""
+    """'null' if the library has that backend, which launches nothing, else None."""
     x = torch.zeros(1, 1, 3, 3, device=device)
     try:
         explain(x, torch.zeros(1, 1, 9, 3, 3, device=device), 3, padding=1, backend='null')
@@ -64,7 +65,7 @@ def stub_backend(device: str) -> Optional[str]:
 
 def forward_and_both(function: Callable[..., Tensor], *operands: Tensor,
                      leaves: Tuple[Tensor, ...] = ()) -> Dict[str, Step]:
-    """A call as in training, and one with backward to operands and leaves."""
+    """A forward call as in training, and one with backward to operands and leaves."""
     inputs = [t.detach().requires_grad_() for t in operands]
     grad = torch.randn_like(function(*inputs))
     return {'forward': lambda: function(*inputs),
@@ -103,7 +104,7 @@ def layer_steps(device: str, names: List[str]) -> Dict[str, Dict[str, Step]]:
 
 
 class Clock:
-    """Seconds of a call on the host."""
+    """Measures the seconds that a call takes on the host."""
 
     def __init__(self, device: str) -> None:
         self._on_gpu = device == 'cuda'
@@ -119,7 +120,7 @@ class Clock:
 
 def microseconds(table: Dict[str, Dict[str, Step]], rounds: int,
                  clock: Clock) -> Dict[str, Dict[str, float]]:
-    """Medians of all steps, taken in turn."""
+    """Medians of all steps, run interleaved."""
     steps = {(name, mode): step for name, modes in table.items() for mode, step in modes.items()}
     times = {key: [] for key in steps}
     for index in range(rounds + 3):
@@ -134,21 +135,21 @@ def microseconds(table: Dict[str, Dict[str, Step]], rounds: int,
 
 
 class _OperatorCount(TorchDispatchMode):
-    """Counts the operators that are no views."""
+    """Counts the operators that are not views."""
 
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        # What aliases an operand without writing to it is a view.
+        # A result that aliases an operand without being written to is a view.
         self.count += not any(returned.alias_info and not returned.alias_info.is_write
                               for returned in function._schema.returns)
         return function(*args, **(kwargs or {}))
 
 
 def counts(step: Step) -> Dict[str, int]:
-    """Operators and calls of Python functions in one step."""
+    """Number of operators and of Python function calls in one step."""
     with _OperatorCount() as operators:
         step()
     calls = 0
@@ -166,7 +167,7 @@ def counts(step: Step) -> Dict[str, int]:
 
 
 def narrow(name: str) -> nn.Module:
-    """A 50-layer network of the least width, with a classifier."""
+    """A 50-layer network of the smallest possible width, with a classifier."""
     from bench_models import NETWORKS, Classifier
     cfg = dict(NETWORKS[name], base_channels=WIDTHS[name])
     if name == BASELINE:

@@ -1,10 +1,10 @@
-"""Inference with the kernel kept between calls against sampling it on every call.
+"""Inference with the kernel cached between calls, compared with sampling it in every call.
 
     python tools/benchmarks/bench_kernel_cache.py
 
-Whole networks as published (random weights), small batches, no gradients. Prints a line per
-network and batch: milliseconds with and without the cache, their ratio, and that of obtaining
-the kernels alone.
+Whole networks as published (random weights), small batches, no gradients. Prints one line per
+network and batch size: milliseconds with and without the cache, their ratio, and the ratio for
+obtaining the kernels only.
 """
 import argparse
 import statistics
@@ -55,8 +55,8 @@ def milliseconds(run: Callable[[], object], device: str) -> float:
 
 def compare(run: Callable[[], object], net: nn.Module, device: str,
             repeats: int) -> Tuple[float, float, float]:
-    """Medians with and without the cache, and of the ratio; in turn, so that disturbances of
-    the machine fall on both."""
+    """Medians with and without the cache, and of the ratio; interleaved, so that noise on the
+    machine affects both."""
     times = []
     for _ in range(repeats + 2):
         pair = []

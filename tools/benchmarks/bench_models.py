@@ -1,8 +1,8 @@
-"""Time whole networks beside a stock ResNet-50 of mmpretrain, in one process.
+"""Time whole networks against a stock ResNet-50 of mmpretrain, in one process.
 
-Inference at batch 1 and training steps (forward, loss, backward, SGD step) at batch 8 are run
-in turn, network after network and round after round, so that a disturbance of the machine falls
-on all of them; quotients to ResNet-50 are taken within a round.
+Inference at batch 1 and training steps (forward, loss, backward, SGD step) at batch 8 are
+interleaved, network after network and round after round, so that noise on the machine affects all
+of them; ratios to ResNet-50 are taken within a round.
 
     python tools/benchmarks/bench_models.py --networks CedNet-50 RedNet-50 --out models.json
 """
@@ -71,7 +71,7 @@ def training(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Ca
 
 
 def run_in_turn(steps: Dict[str, Callable[[], None]], rounds: int) -> Dict[str, List[float]]:
-    """Seconds of every step in every round, after one round unrecorded."""
+    """Seconds of every step in every round, after one warm-up round."""
     times = {name: [] for name in steps}
     for index in range(rounds + 1):
         for name, step in steps.items():

@@ -1,21 +1,21 @@
-"""Time local aggregation beside unfold and shift-and-add, forward and forward + backward.
+"""Time local aggregation against unfold and shift-and-add, forward and forward + backward.
 
-Every shape is run by all implementations in turn, round after round in one process, so that a
-disturbance of the machine falls on all of them. A time is printed only after output and
-gradients agree with the float64 reference. Two floors are measured on the same machine: the
-rate of fused multiply-adds (large float32 matrix product) and the rate of a memory copy; an
-operator can be no faster than the larger of its arithmetic and its traffic at those rates.
+For every shape all implementations alternate, round after round in one process, so that noise on
+the machine affects all of them. A time is printed only after output and gradients agree with the
+float64 reference. Two floors are measured on the same machine: the rate of fused multiply-adds
+(large float32 matrix product) and the rate of a memory copy; the time of an operator cannot be
+less than the larger of its arithmetic and its traffic at those rates.
 
-Much of unfold's time goes to page faults of its K*K copies, which the C library takes from and
-gives back to the system in every call; ``--retain-heap`` runs the whole benchmark in a process
-whose C library keeps freed memory.
+Much of unfold's time goes to page faults of its K*K copies, which the C library requests from and
+returns to the system in every call; ``--retain-heap`` runs the whole benchmark in a process whose
+C library keeps freed memory.
 
     python tools/benchmarks/bench_ops.py --out ops.json --plot ops.png
     python tools/benchmarks/bench_ops.py --retain-heap --shapes quick
     python tools/benchmarks/bench_ops.py --memory
 
-On a machine with a GPU the same table is made there (``--device cuda``); where CuPy can be
-imported, ``one_thread_per_output.py`` beside this file adds the scheme of the authors' kernels.
+With ``--device cuda`` the same table is made on a GPU; if CuPy can be imported,
+``one_thread_per_output.py`` next to this file adds the scheme of the authors' kernels.
 """
 import argparse
 import importlib
@@ -59,13 +59,13 @@ class Shape(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Of the forward pass; each gradient has as many."""
+        """FLOPs of the forward pass; each gradient has as many."""
         rows, cols = self.output
         return 2 * self.batch * self.channels * rows * cols * self.kernel ** 2
 
     @property
     def elements(self) -> int:
-        """Read and written by the forward pass."""
+        """Elements read and written by the forward pass."""
         rows, cols = self.output
         return self.batch * (self.channels * (self.height * self.width + rows * cols) +
                              self.groups * self.kernel ** 2 * rows * cols)
@@ -116,7 +116,7 @@ def unfold(x: Tensor, w: Tensor, shape: Shape) -> Tensor:
 
 
 def shift_and_add(x: Tensor, w: Tensor, shape: Shape) -> Tensor:
-    """One pass over x for every tap, as one writes it in a few lines of torch."""
+    """One pass over x per tap, the obvious few lines of torch."""
     rows, cols = shape.output
     padded = F.pad(x, (shape.kernel // 2, ) * 4)
     shared = shape.channels // shape.groups
@@ -199,7 +199,7 @@ def disagreement(table: Dict[str, Callable], shape: Shape, device: str, dtype: t
                  layout: str) -> Dict[str, float]:
     """Largest error of output and gradients against float64, relative to the largest value.
 
-    Taken on one image and a part of it, since the reference holds K*K float64 copies.
+    For one image and a part of it, since the reference holds K*K float64 copies.
     """
     small = shape._replace(batch=1, height=min(shape.height, 40), width=min(shape.width, 40))
     x, w, grad = operands(small, device, dtype, layout)
@@ -214,10 +214,10 @@ def disagreement(table: Dict[str, Callable], shape: Shape, device: str, dtype: t
 
 def measure(steps: Dict[str, Callable[[], None]], seconds: float, device: str
             ) -> Dict[str, List[float]]:
-    """Times of the steps, taken in turn until ``seconds`` have gone by (5 rounds at least).
+    """Times of the steps, interleaved until ``seconds`` have passed (at least 5 rounds).
 
-    Each is run once unrecorded right before: what one leaves of the caches to the next is no
-    property of either.
+    Each is run once right before, without being timed, so that its time does not depend on what
+    the previous one left in the caches.
     """
     times = {name: [] for name in steps}
     stop = time.perf_counter() + seconds
@@ -330,7 +330,7 @@ def peak_memory(name: str) -> int:
 
 
 def show_memory() -> None:
-    """Each formulation in a process of its own, since a peak does not go down."""
+    """Run each formulation in a separate process, since a peak never goes down."""
     shape = _cednet(8)[1]
     x, w, grad = operands(shape, 'cpu', torch.float32, 'nchw')
     outputs = 4 * (grad.numel() + x.numel() + w.numel())

@@ -1,10 +1,10 @@
-"""Time exported networks in several runtimes beside eager torch, in one process.
+"""Time exported networks in several runtimes against eager torch, in one process.
 
-Every network stands in eager torch with the kernels of this package, in onnxruntime and, where it
-is installed, in openvino, both on the same ONNX file; in onnxruntime again with this package's
-operator, and with ``--aoti`` in an ahead-of-time package of torch, too. All are run in turn, round
-after round; quotients to eager ResNet-50 are taken between the fastest rounds. With one thread the
-time is that of the processor, so that other work on the machine does not count.
+Every network runs in eager torch with the kernels of this package, in onnxruntime and, if it is
+installed, in openvino, both from the same ONNX file; also in onnxruntime with this package's
+operator and, with ``--aoti``, as an ahead-of-time compiled package of torch. They alternate, round
+after round; ratios to eager ResNet-50 are between the fastest rounds. With one thread, processor
+time is measured, so that other work on the machine does not count.
 
     python tools/benchmarks/bench_runtimes.py --networks CedNet-50 RedNet-50 --batch 1
 """
@@ -29,7 +29,7 @@ Step = Callable[[], np.ndarray]
 
 
 def eager(model: torch.nn.Module, images: torch.Tensor) -> Step:
-    """The network as it is."""
+    """The network in eager torch."""
     def step() -> np.ndarray:
         with torch.inference_mode():
             return model(images).numpy()
@@ -58,7 +58,7 @@ def in_openvino(path: str, images: torch.Tensor) -> Step:
 
 
 def ahead_of_time(model: torch.nn.Module, images: torch.Tensor, path: str) -> Step:
-    """A package of torch.export and AOTInductor, for these images' shape alone."""
+    """A package of torch.export and AOTInductor, only for images of this shape."""
     from torch._inductor import aoti_compile_and_package, aoti_load_package
     with torch.no_grad(), standard_operators():
         program = torch.export.export(model, (images, ))
@@ -72,7 +72,7 @@ def ahead_of_time(model: torch.nn.Module, images: torch.Tensor, path: str) -> St
 
 def runtimes(name: str, images: torch.Tensor, folder: str, aoti: bool
              ) -> Iterator[Tuple[str, Step]]:
-    """A network in every runtime that is there, each checked against eager torch."""
+    """A network in every available runtime, each checked against eager torch."""
     torch.manual_seed(0)
     model = Classifier(NETWORKS[name]).eval()
     step = eager(model, images)
@@ -102,7 +102,7 @@ def runtimes(name: str, images: torch.Tensor, folder: str, aoti: bool
 
 
 def fastest(steps: Dict[Tuple[str, str], Step], rounds: int) -> Dict[Tuple[str, str], float]:
-    """Seconds of the fastest of several rounds in turn, after one unrecorded."""
+    """Seconds of the fastest of several interleaved rounds, after one warm-up round."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times: Dict[Tuple[str, str], List[float]] = {key: [] for key in steps}
     for index in range(rounds + 1):

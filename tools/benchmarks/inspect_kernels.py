@@ -1,10 +1,10 @@
 """What the CUDA kernels of local_aggregation compile to, without a GPU.
 
-Every kernel that the planner picks for a list of network shapes is compiled by NVRTC (it comes
-with CUDA builds of torch) and tabulated: registers, spills, shared memory, occupancy, widths of
-memory accesses, and the planner's estimate beside the memory floor. Machine code is read where a
-disassembler is found (``pip install nvidia-cuda-nvdisasm``, or --nvdisasm), PTX elsewhere. The
-planner is compiled by g++ from a checkout's sources.
+Every kernel that the planner chooses for a list of network shapes is compiled by NVRTC (which
+comes with CUDA builds of torch) and tabulated: registers, spills, shared memory, occupancy, widths
+of memory accesses, and the planner's estimate next to the memory floor. Machine code is analysed
+if a disassembler is found (``pip install nvidia-cuda-nvdisasm``, or --nvdisasm), PTX otherwise.
+The planner is compiled by g++ from the sources of a checkout.
 
     python tools/benchmarks/inspect_kernels.py --arch sm_80 sm_90 --out kernels.md
 """
@@ -40,12 +40,12 @@ SHAPES = {
     'CoTNet-50 stage 3': (32, 256, 14, 14, 3, 1, 8, True),
     'FPN level': (2, 256, 200, 304, 7, 1, 16, False),
 }
-# As networks are mostly trained: float32 planar, half precision channels-last.
+# The usual forms in training: float32 planar, half precision channels-last.
 FORMS = ((torch.float32, False), (torch.bfloat16, True))
 
 
 class Compiled(NamedTuple):
-    """Machine code of one kernel: figures of ptxas and counted instructions."""
+    """Machine code of one kernel: ptxas figures and instruction counts."""
 
     registers: int
     spilled: int                 # bytes
@@ -71,7 +71,7 @@ def find_disassembler() -> Optional[str]:
 
 
 class Nvrtc:
-    """Compiles kernels at run time as the operators do: own headers only, C++17."""
+    """Compiles kernels at run time as the operators do: only our own headers, C++17."""
 
     def __init__(self, library: Path) -> None:
         for builtins in sorted(library.parent.glob('libnvrtc-builtins.so.*')):
@@ -123,7 +123,7 @@ def count_ptx(text: str) -> Counter:
 
 
 def count_sass(text: str) -> Tuple[Counter, Counter]:
-    """Instructions of machine code, and of the loop with most multiply-adds in it."""
+    """Instructions of machine code, and of its loop with the most multiply-adds."""
     lines, labels = [], {}
     for line in text.splitlines():
         label = re.match(r'(\.L_x_\d+):', line)
@@ -170,7 +170,7 @@ def inspect(nvrtc: Nvrtc, source: str, defines: str, arch: str,
 
 
 def occupancy(registers: int, threads: int, shared: int) -> float:
-    """Resident warps over the 64 that a multiprocessor of the device has room for."""
+    """Resident warps over the 64 that fit on a multiprocessor of the device."""
     warps = -(-threads // 32)
     by_registers = 65536 // (-(-registers // 8) * 8 * 32) // warps
     blocks = min(by_registers, H200[3] // (shared + 1024), 32, 64 // warps)
@@ -178,7 +178,7 @@ def occupancy(registers: int, threads: int, shared: int) -> float:
 
 
 def problems(forms=FORMS, shapes=SHAPES):
-    """Label, bytes of a pass, arguments of Emulator.plan, for all shapes and tasks."""
+    """Label, bytes moved per pass and arguments of Emulator.plan, for all shapes and tasks."""
     for name, (batch, channels, rows, cols, kernel, stride, shared, mixed) in shapes.items():
         out = (-(-rows // stride), -(-cols // stride))
         geometry = ((kernel,) * 2, (stride,) * 2, (kernel // 2,) * 2, (1, 1), mixed)
@@ -197,7 +197,7 @@ def problems(forms=FORMS, shapes=SHAPES):
 
 def measure(emulator: Emulator, nvrtc: Nvrtc, archs: List[str],
             disassembler: Optional[str]) -> Tuple[List[Dict], List[Dict]]:
-    """Rows of the two tables: kernels, and shapes with the kernels that serve them."""
+    """Rows of the two tables: kernels, and shapes with the kernels chosen for them."""
     kernels, shapes = {}, []
     for label, size, problem in problems():
         (launch,) = emulator.plan(*problem)

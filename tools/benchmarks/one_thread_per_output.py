@@ -1,8 +1,8 @@
-"""Baseline for the GPU table: aggregation with one thread for every output, in CuPy.
+"""Baseline for the GPU table: aggregation with one thread per output, in CuPy.
 
-The scheme of the published involution and CoT code (each thread re-reads its whole
-neighbourhood, float32 only), written anew for comparison. It is a yardstick of the benchmarks and
-no backend of the library. Not yet timed: no GPU was at hand when it was written.
+The scheme of the published involution and CoT code (each thread rereads its whole neighbourhood,
+float32 only), reimplemented for comparison. It is a baseline for the benchmarks, not a backend of
+the library. Not yet timed: no GPU was available when it was written.
 """
 from typing import Tuple
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 _THREADS = 256
 
-# Arguments that the three kernels share; N counts the elements that are written.
+# Arguments that the three kernels share; n is the number of elements written.
 _ARGUMENTS = ('long long n, int channels, int groups, int height, int width, int out_h, int out_w, '
               'int kernel, int stride, int padding, int dilation, bool interleaved')
 

@@ -1,19 +1,20 @@
-"""Train the families' networks of depth 26 on CIFAR-10, all by one recipe, in slices.
+"""Train the families' networks of depth 26 on CIFAR-10, all with the same recipe, in slices.
 
     python tools/benchmarks/train_cifar10.py data/cifar10_60k --epochs 100 --minutes 30
-    python tools/benchmarks/train_cifar10.py data/cifar10_60k --epochs 100 --minutes 30   # goes on
+    python tools/benchmarks/train_cifar10.py data/cifar10_60k --epochs 100 --minutes 30  # resume
     python tools/benchmarks/train_cifar10.py --table
 
-The data are in ImageNet layout: folders train and test (or val) with a folder per class. Every
-network has the blocks of RedNet-26 (1, 2, 4, 1), widths that bring their multiply-adds within a
-fifth of ResNet-26's, and in place of its stem a 3x3 convolution without stride or pool, as 32
-pixels want it. Recipe: batches of 128, SGD 0.1 with Nesterov momentum 0.9, weight decay 5e-4
-without norms and biases, one epoch of linear warm-up, then cosine, label smoothing 0.1, random
-crops with padding 4 and flips, last norms of residual branches from zero. Accuracy is that of the
-last epoch.
+The data are in ImageNet layout: folders train and test (or val) with one folder per class. Every
+network has the blocks of RedNet-26 (1, 2, 4, 1), a width that brings its multiply-adds within a
+fifth of ResNet-26's, and instead of its stem a 3x3 convolution without stride or pooling, as
+usual for 32 pixels. Recipe: batches of 128, SGD 0.1 with Nesterov momentum 0.9, weight decay 5e-4
+except for norms and biases, one epoch of linear warm-up, then cosine, label smoothing 0.1, random
+crops with padding 4 and flips, zero-initialised last norms of residual branches. The accuracy is
+that of the last epoch.
 
---minutes ends a slice at the first epoch that is over after so long; the same command continues
-it. results.json in the work directory keeps accuracy, seconds and images per second by epoch.
+--minutes ends a slice with the first epoch that finishes after that time; the same command
+continues it. results.json in the work directory records accuracy, seconds and images per second
+for every epoch.
 """
 import argparse
 import contextlib
@@ -53,12 +54,12 @@ class Bfloat16OptimWrapper(OptimWrapper):
 
 @MODELS.register_module()
 class ResNet26ForCIFAR(ResNet_CIFAR):
-    """mmpretrain's ResNet for CIFAR with those blocks."""
+    """mmpretrain's ResNet for CIFAR with the same blocks."""
     arch_settings = {26: (Bottleneck, BLOCKS)}
 
 
 def for_cifar(base: type, **choices) -> type:
-    """A family's network with those blocks and the stem for 32 pixels."""
+    """A family's network with the same blocks and the stem for 32 pixels."""
 
     def make_stem(self, in_channels: int) -> nn.Sequential:
         return nn.Sequential(self._conv_norm_act(in_channels, self.base_channels, 3, padding=1))
@@ -69,7 +70,7 @@ def for_cifar(base: type, **choices) -> type:
 
 
 for_cifar(CoResNet)
-# A quarter of 32 channels has no 16 groups.
+# A quarter of 32 channels cannot have 16 groups.
 for_cifar(PyConvResNet, pyramid_groups=((1, 2, 4, 8), (1, 2, 4), (1, 2), (1, )))
 for_cifar(CoTNet)
 for_cifar(RedNet)
@@ -77,12 +78,12 @@ for_cifar(CedNet)
 
 # Width of the first stage.
 NETWORKS = dict(ResNet=32, CoResNet=32, PyConvResNet=32, CoTNet=32, RedNet=40, CedNet=40)
-# A width of 40 has no groups of 16, which are published.
+# 40 channels cannot be divided into groups of 16, the published number.
 LAYERS = dict(RedNet=dict(group_channels=8), CedNet=dict(group_channels=8, gate_groups=20))
 
 
 class Slice(Hook):
-    """Ends the training after an epoch when the time is over, and keeps what it measured."""
+    """Ends the training after an epoch when time is up, and records what it measured."""
 
     priority = 'VERY_LOW'
 
@@ -163,7 +164,7 @@ def make_config(data: str, network: str, epochs: int, seed: int, work_dir: str,
 
 
 def test_folder(data: str) -> str:
-    """'test', or 'val' where there is no such folder."""
+    """'test', or 'val' if there is no such folder."""
     return 'test' if Path(data, 'test').is_dir() else 'val'
 
 

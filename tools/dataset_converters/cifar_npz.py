@@ -30,7 +30,7 @@ def convert(source: str, out: str) -> dict:
 
     Raises:
         FileExistsError: If ``out`` is not empty.
-        ValueError: If the archive lacks an array, or its arrays do not fit together.
+        ValueError: If the archive lacks an array, or its arrays do not match.
     """
     root = Path(out)
     if root.exists() and any(root.iterdir()):

@@ -3,9 +3,9 @@
     OUT/train/0/0000.png ...   OUT/val/0/0010.png ...
 
 The images are the 8x8 scans that come with scikit-learn (grey, 17 levels); nothing is
-downloaded. The split is fixed: of every class, each fifth digit goes to ``val`` (364 images)
+downloaded. The split is fixed: in every class, every fifth digit goes to ``val`` (364 images)
 and the others to ``train`` (1433). The folder appears only when it is complete; running the
-tool again leaves a complete folder as it is.
+tool again leaves a complete folder unchanged.
 """
 import argparse
 import os
@@ -45,7 +45,7 @@ def _write_images(root: Path, images: np.ndarray, labels: np.ndarray) -> None:
             (root / split / str(label)).mkdir(parents=True)
         for index in indices:
             path = root / split / str(labels[index]) / f'{index:04d}.png'
-            # 16 is the scans' full ink.
+            # 16 is the darkest level of the scans.
             pixels = (images[index] * (255 / 16)).round().astype(np.uint8)
             if not cv2.imwrite(str(path), pixels):
                 raise OSError(f'could not write {path}')
@@ -58,10 +58,10 @@ def write_digits(out: str) -> bool:
         out (str): folder to create.
 
     Returns:
-        bool: False where the folder was already complete.
+        bool: False if the folder was already complete.
 
     Raises:
-        FileExistsError: where ``out`` holds something this tool did not write.
+        FileExistsError: if ``out`` contains something that this tool did not write.
     """
     root = Path(out)
     if root.is_dir() and any(root.iterdir()):
@@ -74,7 +74,7 @@ def write_digits(out: str) -> bool:
     from sklearn.datasets import load_digits
     digits = load_digits()
     root.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside the target and renamed, so that an interrupted run leaves no half folder.
+    # Written next to the target and renamed, so that an interrupted run leaves no partial folder.
     scratch = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', dir=root.parent))
     try:
         built = scratch / root.name

@@ -16,7 +16,7 @@ validation). Two layouts are written from the same scenes:
     OUT/gtFine/{train,val}/digits/digits_000000_gtFine_labelTrainIds.png
 
 The folder appears only when it is complete. Running the tool again with the same options
-leaves an existing folder as it is.
+leaves an existing folder unchanged.
 """
 import argparse
 import json
@@ -41,7 +41,7 @@ VERSION = 1
 MIN_SIZE = 48
 # Digit height as a share of the canvas side.
 DIGIT_SHARE = (0.2, 0.45)
-# Share of the smaller box that two placed digits may have in common.
+# Largest overlap of two placed digits, as a share of the smaller box.
 MAX_OVERLAP = 0.1
 PLACEMENT_TRIALS = 30
 
@@ -68,7 +68,7 @@ class Scene(NamedTuple):
         return boxes
 
     def semantic_map(self) -> np.ndarray:
-        """uint8 ``[size, size]``: 0 for the background, 1 + d where the digit d is seen."""
+        """uint8 ``[size, size]``: 0 for the background, 1 + d where the digit d is visible."""
         labels = np.zeros(self.image.shape[:2], dtype=np.uint8)
         for mask, label in zip(self.masks, self.labels):
             labels[mask] = label + 1
@@ -76,7 +76,7 @@ class Scene(NamedTuple):
 
 
 def load_digits(split: str) -> Tuple[np.ndarray, np.ndarray]:
-    """The real digits a split is made from.
+    """The real digits that a split is made from.
 
     Args:
         split (str): 'train' (four fifths of the 1797 digits) or 'val' (the rest).
@@ -107,7 +107,7 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _render(digit: np.ndarray, height: int, angle: float, aspect: float) -> np.ndarray:
-    """Enlarge an 8x8 digit to about ``height`` pixels, turned by ``angle`` degrees.
+    """Enlarge an 8x8 digit to about ``height`` pixels, rotated by ``angle`` degrees.
 
     Returns:
         np.ndarray: float32 ``[h, w]`` ink in 0..1, cropped to the ink.
@@ -181,7 +181,7 @@ def scenes(split: str, count: int, size: int = 128, seed: int = 0):
 
     Args:
         split (str): 'train' or 'val'.
-        count (int): how many.
+        count (int): number of scenes.
         size (int): side of the square canvas in pixels, at least 48. Defaults to 128.
         seed (int): defaults to 0.
 
@@ -267,11 +267,11 @@ def write_dataset(out: str, layout: str = 'coco', train: int = 1000, val: int = 
             False.
 
     Returns:
-        bool: False where the folder already held exactly these scenes.
+        bool: False if the folder already contained exactly these scenes.
 
     Raises:
         ValueError: for an unknown layout, a count below one or a size below 48.
-        FileExistsError: where ``out`` holds something else.
+        FileExistsError: if ``out`` contains something else.
     """
     writers = {'coco': write_coco, 'cityscapes': write_cityscapes}
     if layout not in writers:
@@ -291,7 +291,7 @@ def write_dataset(out: str, layout: str = 'coco', train: int = 1000, val: int = 
         raise FileExistsError(f'{root} already holds {what}; {hint}')
 
     root.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside the target and renamed, so that an interrupted run leaves no half folder.
+    # Written next to the target and renamed, so that an interrupted run leaves no partial folder.
     scratch = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', dir=root.parent))
     try:
         built = scratch / root.name

@@ -1,12 +1,12 @@
 """Export the network of a config to ONNX.
 
-Classifiers give logits; segmentors logits of the image's size; detectors of mmdet boxes, scores,
-labels and masks after the config's own suppression and limits. The file is compared with torch in
-onnxruntime, where that is installed, before the tool says that it is done.
+Classifiers output logits; segmentors logits at the size of the image; detectors of mmdet boxes,
+scores, labels and masks after the config's own suppression and limits. If onnxruntime is
+installed, the file is compared with torch before the tool reports success.
 
-All operators are standard ones, which any runtime has. With --own-operators the aggregation of CoT,
-involution and C-volution is one operator, faster on CPUs, and the library that onnxruntime needs
-for it is written beside the file.
+All operators are standard ones, which any runtime supports. With --own-operators the aggregation
+of CoT, involution and C-volution is a single operator, faster on CPUs, and the library that
+onnxruntime needs for it is written next to the file.
 """
 import argparse
 import sys
@@ -61,7 +61,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def read_images(paths: List[str], graph: Graph) -> Iterator[Tuple[str, np.ndarray]]:
-    """Images of the size that a graph takes, uint8 [1, H, W, 3], with their names."""
+    """Images in the size that a graph takes, uint8 [1, H, W, 3], with their names."""
     size = graph.metadata['input_size']
     for path in paths:
         image = cv2.imread(path)
@@ -73,10 +73,10 @@ def read_images(paths: List[str], graph: Graph) -> Iterator[Tuple[str, np.ndarra
 
 
 def check(graph: Graph, path: str, library: Optional[str], args: argparse.Namespace) -> None:
-    """Compare a file with torch and say how they agree.
+    """Compare a file with torch and print how closely they agree.
 
     Raises:
-        UserError: They do not.
+        UserError: They do not agree.
     """
     onnx = OnnxGraph(path, library)
     if args.images:

@@ -1,6 +1,6 @@
 """Run an exported graph on images, draw what it finds, and print the time.
 
-Needs onnxruntime, numpy and opencv alone: neither torch nor any of the mm libraries.
+Needs only onnxruntime, numpy and opencv: neither torch nor any of the mm libraries.
 """
 import argparse
 import json
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import onnxruntime
 
-# What a file tells about itself; the last four where it has them.
+# Metadata of a file; the last four are optional.
 _KEYS = ('mmcontext', 'task', 'preprocess', 'mean', 'std', 'channel_order', 'pad_divisor',
          'pad_value', 'resize', 'input_size', 'classes', 'palette', 'masks', 'mask_threshold')
 _OPTIONAL = _KEYS[-4:]
@@ -60,14 +60,14 @@ def parse_args() -> argparse.Namespace:
 
 def load(path: str, library: Optional[str] = None
          ) -> Tuple[onnxruntime.InferenceSession, dict]:
-    """The session of a file, and what the file tells about itself."""
+    """The session of a file, and its metadata."""
     if not Path(path).is_file():
         raise UsageError(f'{path} does not exist')
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # What is raised is told once.
+    options.log_severity_level = 4  # Errors are raised; do not log them too.
     try:
         if library:
-            # (A bare name is looked for where the system has its libraries.)
+            # (A bare name would be looked up on the system's library path.)
             options.register_custom_ops_library(str(Path(library).resolve()))
         session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     except Exception as error:  # onnxruntime has no common base of its own
@@ -87,7 +87,7 @@ def load(path: str, library: Optional[str] = None
 
 
 def place(image: np.ndarray, metadata: dict) -> Placement:
-    """Resize and crop an image as the config's test pipeline does."""
+    """Resize and crop an image like the config's test pipeline."""
     height, width = image.shape[:2]
     crop = False
     for step in metadata['resize']:
@@ -110,7 +110,7 @@ def place(image: np.ndarray, metadata: dict) -> Placement:
             size = int(columns * factor + 0.5), int(rows * factor + 0.5)
         else:
             size = tuple(step['size'])
-        # (An image may be too narrow to leave a pixel.)
+        # (A very narrow image could be resized to no pixel at all.)
         image = cv2.resize(image, (max(1, size[0]), max(1, size[1])),
                            interpolation=_INTERPOLATIONS[step['interpolation']])
     return Placement(image, (image.shape[1] / width, image.shape[0] / height), crop)
@@ -118,7 +118,7 @@ def place(image: np.ndarray, metadata: dict) -> Placement:
 
 def inputs_of(session: onnxruntime.InferenceSession, image: np.ndarray,
               metadata: dict) -> Dict[str, np.ndarray]:
-    """What a graph takes for a sized image."""
+    """The inputs of a graph for a resized image."""
     names = [node.name for node in session.get_inputs()]
     height, width = image.shape[:2]
     if metadata['preprocess'] == 'in':
@@ -143,13 +143,13 @@ def colour(label: int, metadata: dict) -> Tuple[int, int, int]:
 
 
 def class_name(label: int, metadata: dict) -> str:
-    """Name of a class; its number where the file does not tell."""
+    """Name of a class; its number if the file does not name it."""
     names = metadata.get('classes') or []
     return names[label] if label < len(names) else f'class {label}'
 
 
 def write(picture: np.ndarray, text: str, at: Tuple[int, int]) -> None:
-    """Write on a picture, white on dark."""
+    """Write text on a picture, white on dark."""
     scale = max(0.35, min(picture.shape[:2]) / 1000)
     (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     x = max(0, min(at[0], picture.shape[1] - width))
@@ -160,7 +160,7 @@ def write(picture: np.ndarray, text: str, at: Tuple[int, int]) -> None:
 
 
 def paste(mask: np.ndarray, box: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
-    """Probabilities within a box, laid out bilinearly over an image of height and width."""
+    """Paste probabilities within a box into an image of that height and width, bilinearly."""
     def weights(low: float, high: float, length: int, cells: int) -> np.ndarray:
         position = (np.arange(length) + 0.5 - low) / max(high - low, 1e-6) * cells - 0.5
         return np.clip(1 - np.abs(position[:, None] - np.arange(cells)), 0, None)
@@ -230,7 +230,7 @@ def draw(image: np.ndarray, found: Dict[str, np.ndarray], placement: Placement, 
 
 
 def infer(args: argparse.Namespace) -> None:
-    """Do the work."""
+    """Run the graph on all images."""
     session, metadata = load(args.model, args.library)
     names = [node.name for node in session.get_outputs()]
     for path in args.images:

@@ -1,9 +1,9 @@
 """Write a smaller variant of an exported graph: in float16, or with convolutions in int8.
 
-The conversions are onnxruntime's own and need the package onnx. Inputs, outputs and metadata stay,
-so that test_onnx.py takes the result. int8 is calibrated on training images of the config, sized
-by its test pipeline; convolutions and linear layers become int8, the aggregation with dynamic
-kernels and whatever stands between stay float32.
+The conversions are onnxruntime's own and need the package onnx. Inputs, outputs and metadata do
+not change, so test_onnx.py accepts the result. int8 is calibrated on training images of the
+config, resized by its test pipeline; convolutions and linear layers become int8, while the
+aggregation with dynamic kernels and everything in between stay float32.
 
     python tools/deployment/quantize_onnx.py model.onnx --config CONFIG --calibration 64
     python tools/deployment/quantize_onnx.py model.onnx --fp16
@@ -30,7 +30,7 @@ from mmcontext.utils.cli import add_cfg_options, load_config, run
 from mmcontext.utils.data import check_dataset, explain
 from mmcontext.utils.errors import UserError
 
-# Products of activations, such as the aggregation's, are none of these.
+# Products of activations, such as the aggregation's, are not among these.
 _INT8 = ('Conv', 'Gemm')
 
 
@@ -63,15 +63,15 @@ def parse_args() -> argparse.Namespace:
 
 
 def calibration_images(cfg: Config, graph: OnnxGraph, count: int) -> List[Dict[str, np.ndarray]]:
-    """Inputs of a graph for training images, spread over the set, one by one.
+    """Inputs of a graph for single training images, spread evenly over the data set.
 
     Args:
-        cfg: Config of the graph, of images.
-        graph: Takes the images.
-        count: Images, or all where there are fewer.
+        cfg: Config of the graph.
+        graph: The graph, which must take images.
+        count: Number of images, or all if there are fewer.
 
     Raises:
-        UserError: There are none, or the graph does not read images.
+        UserError: There are none, or the graph does not take images.
     """
     if 'train_dataloader' not in cfg:
         raise UserError(f'{cfg.filename} has no train_dataloader to take calibration images from')
@@ -105,15 +105,15 @@ def calibration_images(cfg: Config, graph: OnnxGraph, count: int) -> List[Dict[s
 
 def to_int8(path: str, out: str, feeds: List[Dict[str, np.ndarray]],
             keep: Optional[str] = None) -> None:
-    """Quantise a file's convolutions and linear layers, by channels of their weights.
+    """Quantise a file's convolutions and linear layers, with one scale per output channel.
 
     Args:
         path, out: Files to read and to write.
-        feeds: Inputs to take the ranges of activations from.
-        keep: Regular expression; nodes with a match in their name stay as they are.
+        feeds: Inputs from which the ranges of activations are taken.
+        keep: Regular expression; nodes with a match in their name are not quantised.
 
     Raises:
-        UserError: No node has one, or activations are not finite.
+        UserError: No name matches, or activations are not finite.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
@@ -131,7 +131,7 @@ def to_int8(path: str, out: str, feeds: List[Dict[str, np.ndarray]],
                         'onnxruntime does not take; export it without')
     with tempfile.TemporaryDirectory() as folder:
         prepared = os.path.join(folder, 'prepared.onnx')
-        # Folds the norms into the convolutions; shapes may depend on values in a detector.
+        # Folds norms into convolutions; in a detector shapes may depend on values.
         quant_pre_process(path, prepared, skip_symbolic_shape=True)
         kept = [node.name for node in onnx.load(prepared).graph.node
                 if keep and node.op_type in _INT8 and re.search(keep, node.name)]
@@ -147,15 +147,15 @@ def to_int8(path: str, out: str, feeds: List[Dict[str, np.ndarray]],
 
 
 def stays_float32(name: str, detector: bool) -> bool:
-    """Whether a node is not a part of the network itself.
+    """Whether a node must stay float32, because it is not part of the network's layers.
 
-    In float16 pixels beyond 1024 are whole, and boxes of different classes, which are moved apart
-    for NonMaxSuppression, are beyond its range: of a detector only the layers of its modules are
-    converted.
+    In float16 coordinates above 1024 are rounded to whole pixels, and the offsets that separate
+    boxes of different classes for NonMaxSuppression exceed its range: of a detector only the
+    layers of its modules are converted.
 
     Args:
-        name: Of the node, by modules.
-        detector: Whether the network is one.
+        name: Name of the node, with the path of its module.
+        detector: Whether the network is a detector.
     """
     if name.startswith('/preprocess/'):
         return True
@@ -163,10 +163,10 @@ def stays_float32(name: str, detector: bool) -> bool:
 
 
 def join_casts(graph) -> None:
-    """Tidy up what the conversion leaves between nodes that stay float32.
+    """Tidy up the casts that the conversion leaves between nodes that stay float32.
 
-    It casts a tensor anew for each of its readers, under one name, and takes what one such node
-    gives another through float16.
+    It casts a tensor again for each of its readers, under the same name, and passes the output of
+    one such node to another through float16.
 
     Args:
         graph (onnx.GraphProto): Changed in place.
@@ -186,25 +186,25 @@ def join_casts(graph) -> None:
 
 
 def to_fp16(path: str, out: str, detector: bool = False) -> None:
-    """Convert a file's weights and arithmetic to float16, but for its inputs and outputs.
+    """Convert a file's weights and arithmetic to float16, but not its inputs and outputs.
 
     Args:
         path, out: Files to read and to write.
-        detector: Whether what surrounds the layers stays as it is; see :func:`stays_float32`.
+        detector: Whether to convert only the layers; see :func:`stays_float32`.
     """
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
     model = onnx.load(path)
     kept = [node.name for node in model.graph.node if stays_float32(node.name, detector)]
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # It warns of every weight too small for float16.
+        warnings.simplefilter('ignore')  # It warns about every weight too small for float16.
         model = convert_float_to_float16(model, keep_io_types=True, node_block_list=kept)
     join_casts(model.graph)
     onnx.save(model, out)
 
 
 def keep_metadata(path: str, out: str) -> None:
-    """Write what one file tells about itself into another."""
+    """Copy the metadata of one file into another."""
     import onnx
     model = onnx.load(out)
     del model.metadata_props[:]

@@ -1,4 +1,4 @@
-"""Test an exported graph: the test set and the metric of its config, in onnxruntime."""
+"""Test an exported graph in onnxruntime, on the test set and with the metric of its config."""
 import argparse
 import sys
 from pathlib import Path
@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
 
 
 class Progress(Hook):
-    """A bar of the batches done."""
+    """A progress bar over the batches."""
 
     def before_test(self, runner) -> None:
         self._bar = ProgressBar(len(runner.test_dataloader))

@@ -1,4 +1,4 @@
-"""Convert a checkpoint of the authors' code into one of this package.
+"""Convert a checkpoint of the authors' code into one for this package.
 
 Example:
     python tools/model_converters/convert_official.py SRC DST --arch cednet50

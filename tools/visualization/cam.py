@@ -1,4 +1,4 @@
-"""Draw where classifiers look, by pytorch-grad-cam.
+"""Draw where classifiers look, with pytorch-grad-cam.
 
     python tools/visualization/cam.py configs/cednet/cednet50_imagenet.py=cednet50.pth \
         --image dog.jpg --out cam.png

@@ -1,11 +1,11 @@
-"""Draw continuous kernels: as function and as sampled, at several resolutions, with their mask.
+"""Draw continuous kernels as functions and as sampled at several resolutions, with their mask.
 
     python tools/visualization/continuous_kernels.py work_dirs/ccnn_digits/epoch_16.pth \
         --out kernels.png
     python tools/visualization/continuous_kernels.py work_dirs/ccnn_digits/epoch_16.pth \
         --run work_dirs/ccnn_digits --out masks.png
 
-With --run: a strip of the kernel after every checkpoint, and how wide the masks became.
+With --run: a strip of the kernel at every checkpoint, and the widths of all masks.
 """
 import sys
 
@@ -24,7 +24,7 @@ _STRIP = 8
 
 
 def draw_resolutions(layer: CKConvNd, resolutions: list, channels: int):
-    """One row a channel: the function, then its samples at each resolution."""
+    """One row per channel: the function, then its samples at each resolution."""
     figure, axes = new_figure(channels, len(resolutions) + 1, side=1.8)
     function = kernels.sample(layer, _FINE)
     for row in range(channels):
@@ -77,7 +77,7 @@ def main() -> None:
     [network] = load(args)
     name, layer = pick_layer(network.model, CKConvNd, args.layer)
     if layer.dim == 2:
-        with torch.no_grad():  # sizes of kernels may follow from the first input
+        with torch.no_grad():  # the first input may determine kernel sizes
             network.backbone(inputs_of(args, network)[1])
     if args.run:
         save_figure(draw_run(network, name, layer, args.run), args.out)

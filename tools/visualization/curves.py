@@ -1,4 +1,4 @@
-"""Plot loss, learning rate and metrics of one or more runs over mmengine's own logs.
+"""Plot loss, learning rate and metrics of one or more runs from mmengine's own logs.
 
     python tools/visualization/curves.py work_dirs/cednet26_digits work_dirs/rednet26_digits \
         --out curves.png

@@ -1,10 +1,10 @@
-"""Draw the kernels that involution, C-volution or CoT make at chosen pixels of an image.
+"""Draw the kernels that involution, C-volution or CoT compute at chosen pixels of an image.
 
     python tools/visualization/dynamic_kernels.py work_dirs/cednet26_digits/epoch_16.pth \
         --image data/digits/val/3/0003.png --pixels 0.3,0.5 0.7,0.5 --out kernels.png
 
-Beside the image: the energy of every pixel's kernels; the kernels of the first groups at the
-pixels; C-volution's gate, or CoT's weight of the dynamic against the static context, by channel.
+Next to the image: the energy of every pixel's kernels; the kernels of the first groups at the
+pixels; C-volution's gate, or CoT's weight of dynamic versus static context, per channel.
 """
 import sys
 
@@ -21,7 +21,7 @@ from mmcontext.visualization.networks import pick_layer, recorded_inputs
 
 
 def pixel(text: str) -> tuple:
-    """Row and column as shares of the image."""
+    """Row and column as fractions of the image."""
     row, column = (float(part) for part in text.split(','))
     if not (0 <= row < 1 and 0 <= column < 1):
         raise ValueError(text)

@@ -1,4 +1,4 @@
-"""Draw what each level of a CoConv or PyConv layer answers to in an image.
+"""Draw what each level of a CoConv or PyConv layer responds to in an image.
 
     python tools/visualization/pyramid.py work_dirs/coresnet50_digits/epoch_16.pth \
         --image data/digits/val/3/0003.png --out pyramid.png

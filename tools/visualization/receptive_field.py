@@ -1,4 +1,4 @@
-"""Draw the effective receptive fields of networks side by side, and the areas that hold them.
+"""Draw the effective receptive fields of networks side by side, and the areas that contain them.
 
     python tools/visualization/receptive_field.py resnet50_8xb32_in1k cednet50 --out field.png
     python tools/visualization/receptive_field.py work_dirs/cednet26_digits/epoch_16.pth \
@@ -32,8 +32,8 @@ def main() -> None:
         except ValueError as error:
             raise UserError(f'{network.label}: {error}') from error
         held = receptive_field.areas(field)
-        # The field spans decades, so that its fourth root shows the middle and the rim; and the
-        # mean over a few pixels more than the noise of these.
+        # The field spans orders of magnitude: its fourth root shows both the centre and the rim,
+        # and the mean over a few pixels removes noise.
         cells = torch.nn.functional.avg_pool2d(field[None], -(-len(field) // _CELLS))[0]
         show_map(axis, (cells / cells.max()).pow(0.25).numpy(), network.label)
         axis.set_xlabel('\n'.join(f'{share:.0%}: {side} px, {area:.1%}'

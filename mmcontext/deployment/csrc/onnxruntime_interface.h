@@ -1,5 +1,5 @@
-// What is used of onnxruntime's C interface. Its header comes with no Python package; the interface
-// is stable: a table of functions, and what a version has once added keeps its place in it.
+// The part of onnxruntime's C API that is used here, declared because no Python package ships its
+// header. The ABI is stable: a table of functions, in which every entry keeps its index.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +7,7 @@
 
 namespace onnxruntime {
 
-// Of the interface: that of onnxruntime 1.17, whose kernels may use the session's threads.
+// API version: that of onnxruntime 1.17, the first whose kernels can use the session's threads.
 constexpr uint32_t kVersion = 17;
 
 struct Status;
@@ -21,7 +21,7 @@ struct TensorInfo;
 enum ErrorCode { kFail = 1, kInvalidArgument = 2 };
 enum ElementType { kFloat = 1, kFloat16 = 10, kDouble = 11 };
 
-// Functions of the table, with their places in it. Those with a status give null on success.
+// Functions of the table, by index. Those that return a status return null on success.
 struct Interface {
   void* functions[275];
 
@@ -70,7 +70,7 @@ struct Interface {
     return at<Status*(const KernelInfo*, const char*, int64_t*, size_t*)>(163)(info, name, values,
                                                                               count);
   }
-  // work(of, i) for i from 0 to count, on the threads of the session.
+  // Calls work(of, i) for 0 <= i < count on the session's threads.
   Status* parallel_for(const KernelContext* context, void (*work)(void* of, size_t i),
                        size_t count, void* of) const {
     return at<Status*(const KernelContext*, void (*)(void*, size_t), size_t, size_t, void*)>(274)(
@@ -79,12 +79,12 @@ struct Interface {
 };
 
 struct InterfaceBase {
-  const Interface* (*get)(uint32_t version);  // null where onnxruntime is older
+  const Interface* (*get)(uint32_t version);  // null if onnxruntime is older
   const char* (*version)();
 };
 
-// A custom operator; functions that are null are not needed for one of a fixed number of operands
-// of one type each.
+// A custom operator. The functions left null are not needed by an operator with a fixed number of
+// operands of fixed types.
 struct CustomOperator {
   uint32_t version;
   void* (*create)(const CustomOperator*, const Interface*, const KernelInfo*);
@@ -98,7 +98,7 @@ struct CustomOperator {
   void (*destroy)(void* kernel);
   int (*input_kind)(const CustomOperator*, size_t);    // 0: required
   int (*output_kind)(const CustomOperator*, size_t);
-  int (*input_memory)(const CustomOperator*, size_t);  // 0: of the provider
+  int (*input_memory)(const CustomOperator*, size_t);  // 0: the provider's
   void* for_lists[4];
   Status* (*create_or_fail)(const CustomOperator*, const Interface*, const KernelInfo*, void**);
   Status* (*compute_or_fail)(void* kernel, KernelContext*);

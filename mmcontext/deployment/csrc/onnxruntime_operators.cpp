@@ -1,6 +1,5 @@
-// The local aggregation as an operator of onnxruntime, by the kernels of mmcontext/ops/csrc. A
-// program registers the library that this makes with its session; neither torch nor Python is
-// needed.
+// The local aggregation as an onnxruntime operator, with the kernels of mmcontext/ops/csrc. A
+// program registers the resulting library with its session; it needs neither torch nor Python.
 #include <algorithm>
 #include <array>
 #include <exception>
@@ -24,14 +23,14 @@ namespace ort = onnxruntime;
 
 using Pair = std::array<int64_t, 2>;
 
-// What a call runs on, for parallel_for.
+// The context of the current call, for parallel_for.
 struct Threads {
   const ort::Interface* interface;
   const ort::KernelContext* context;
 };
 thread_local Threads threads_of_call;
 
-// An error of onnxruntime's own, on its way back to it.
+// Carries an error status from onnxruntime back to it.
 struct Failure {
   ort::Status* status;
 };
@@ -40,7 +39,7 @@ void check(ort::Status* status) {
   if (status != nullptr) throw Failure{status};
 }
 
-// Sizes and strides of a tensor of onnxruntime's, which are all contiguous.
+// Sizes and strides of an onnxruntime tensor, which is always contiguous.
 struct Dense {
   std::vector<int64_t> sizes, strides;
 
@@ -126,7 +125,7 @@ struct Kernel {
   }
 };
 
-// What onnxruntime's function returns for a piece of work.
+// Runs `work` and turns exceptions into the status that onnxruntime expects.
 template <class Work> ort::Status* guarded(const ort::Interface& interface, const Work& work) {
   try {
     work();
@@ -168,7 +167,7 @@ template <ort::ElementType type, Storage storage> ort::CustomOperator make_opera
 }  // namespace
 
 int64_t thread_count() {
-  // It is read from the file system.
+  // Cached: reading it accesses the file system.
   static const int64_t count = std::max<int64_t>(1, std::thread::hardware_concurrency());
   return count;
 }
@@ -189,7 +188,7 @@ void parallel_for(int64_t units, const std::function<void(int64_t, int64_t)>& wo
 
 }  // namespace mmcontext
 
-// What SessionOptions.register_custom_ops_library of onnxruntime looks for.
+// The entry point that onnxruntime's SessionOptions.register_custom_ops_library looks up.
 extern "C" __attribute__((visibility("default"))) onnxruntime::Status* RegisterCustomOps(
     onnxruntime::SessionOptions* options, const onnxruntime::InterfaceBase* base) {
   namespace ort = onnxruntime;
@@ -204,7 +203,7 @@ extern "C" __attribute__((visibility("default"))) onnxruntime::Status* RegisterC
       mmcontext::make_operator<ort::kFloat, Storage::kFloat>(),
       mmcontext::make_operator<ort::kFloat16, Storage::kHalf>(),
       mmcontext::make_operator<ort::kDouble, Storage::kDouble>()};
-  // It belongs to the process: sessions refer to it as long as they live.
+  // Never freed: sessions refer to it for as long as they live.
   static std::mutex mutex;
   static ort::Domain* domain = nullptr;
   return mmcontext::guarded(*interface, [&] {

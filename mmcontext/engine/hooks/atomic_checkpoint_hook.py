@@ -1,4 +1,4 @@
-"""Checkpoint hook that never leaves a run without a whole checkpoint."""
+"""Checkpoint hook that never leaves a run without a complete checkpoint."""
 import os
 import os.path as osp
 from glob import escape, glob
@@ -15,10 +15,10 @@ from mmcontext.utils.errors import CheckpointError
 
 @register_backend('mmcontext_atomic')
 class AtomicLocalBackend(LocalBackend):
-    """Local files that appear under their name only once they are written to the end."""
+    """Local files that appear under their name only once they are complete."""
 
     def put(self, obj: bytes, filepath: Union[str, os.PathLike]) -> None:
-        """Write bytes beside ``filepath``, flush them to the disk, and rename."""
+        """Write bytes to a temporary file next to ``filepath``, flush it to disk, and rename."""
         folder, name = osp.split(osp.abspath(filepath))
         os.makedirs(folder, exist_ok=True)
         scratch = osp.join(folder, f'.{name}.part')
@@ -40,11 +40,11 @@ class AtomicLocalBackend(LocalBackend):
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook, safe against being killed at any moment.
 
-    A checkpoint is written beside its name and renamed when complete, and the one it replaces
-    (``max_keep_ckpts``, ``save_best``) is removed only after that; mmengine removes it before,
-    so that with ``max_keep_ckpts=1`` a kill during the write loses everything. A validation that
-    the run was killed in, or that its checkpoint knows nothing of, is made up for when the run
-    is resumed.
+    A checkpoint is written to a temporary file and renamed when complete, and the one it replaces
+    (``max_keep_ckpts``, ``save_best``) is removed only after that; mmengine removes it first, so
+    that with ``max_keep_ckpts=1`` a kill during the write loses everything. A validation during
+    which the run was killed, or that its checkpoint does not know of, is repeated when the run is
+    resumed.
 
     Takes mmengine's arguments. Remote folders are left to their own backend.
     """
@@ -56,14 +56,14 @@ class AtomicCheckpointHook(CheckpointHook):
             self.backend_args = dict(backend='mmcontext_atomic')
 
     def before_train(self, runner) -> None:
-        """Prepare to save, and validate where the checkpoint was saved before its validation."""
+        """Prepare to save, and validate if the checkpoint was saved before its validation."""
         super().before_train(runner)
         if is_main_process() and isinstance(self.file_backend, AtomicLocalBackend):
             for left_over in glob(osp.join(escape(self.out_dir), '.*.pth.part')):
                 os.remove(left_over)
         if runner._resume and osp.dirname(osp.abspath(runner._load_from)) == \
                 osp.abspath(self.out_dir):
-            # So that a better score is written into it, as if this process had saved it.
+            # So that a better score is recorded in it, as if this process had saved it.
             self.last_ckpt = runner._load_from
         if self._validation_is_due(runner):
             runner.logger.info('Validating the resumed checkpoint.')
@@ -82,7 +82,7 @@ class AtomicCheckpointHook(CheckpointHook):
         return done >= loop.val_begin and (done % loop.val_interval == 0 or done == last)
 
     def after_val_epoch(self, runner, metrics) -> None:
-        """Save the best checkpoint; the resumed run learns that this validation is done."""
+        """Save the best checkpoint, and record for a resumed run that this validation is done."""
         runner.message_hub.update_info('last_validated_iter', runner.iter)
         super().after_val_epoch(runner, metrics)
 
@@ -111,7 +111,7 @@ class AtomicCheckpointHook(CheckpointHook):
             return
         if len(self.key_indicators) == 1:
             replaced = {None: self.best_ckpt_path}
-            # Hidden, so that the parent class does not remove it before the new one is there.
+            # Hidden, so that the parent class does not remove it before the new one is written.
             self.best_ckpt_path = None
         else:
             replaced = dict(self.best_ckpt_path_dict)

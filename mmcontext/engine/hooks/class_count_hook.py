@@ -1,4 +1,4 @@
-"""Stop before training or testing where a detector and its data disagree about classes."""
+"""Stop before training or testing if a detector and its data disagree about classes."""
 from typing import Any, Iterator, Tuple
 
 from mmengine.hooks import Hook
@@ -8,8 +8,8 @@ from mmcontext.registry import HOOKS
 from mmcontext.utils.data import inner_datasets
 from mmcontext.utils.errors import DataError
 
-# Parts of detectors that are trained on the labels of the data. Others have classes of their own:
-# proposals know one, semantic branches the stuff too, re-identification persons.
+# Parts of detectors that are trained on the labels of the data. Others have different classes:
+# proposal heads have one, semantic branches also the stuff, re-identification heads the persons.
 _LABELLED = ('bbox_head', 'mask_head')
 
 
@@ -24,7 +24,7 @@ def _innermost(dataset: Any) -> Iterator[Any]:
 
 def _labelled_parts(model: nn.Module) -> Iterator[Tuple[str, nn.Module]]:
     """The parts whose number of classes is certain to be that of the data, with their paths."""
-    # Detectors of what a text names count its words.
+    # In detectors prompted by text the classes are its tokens.
     if any(hasattr(module, 'language_model') for module in model.modules()):
         return
     for path, module in model.named_modules():
@@ -36,24 +36,24 @@ def _labelled_parts(model: nn.Module) -> Iterator[Tuple[str, nn.Module]]:
 def check_classes(model: nn.Module, dataset: Any) -> None:
     """Compare the classes of heads, dataset and annotation file.
 
-    mmdet itself trains on: a head with too few classes takes the labels beyond them for
-    background, and classes that the annotation file does not name lose their objects.
+    mmdet itself would train nevertheless: a head with too few classes treats the labels beyond
+    them as background, and classes missing from the annotation file lose their objects.
 
-    Only what is certainly wrong counts: box and mask heads, whose classes are all those of the
-    data, or of panoptic data the things or the stuff.
+    Only certain errors are reported: box and mask heads must have all classes of the data or, for
+    panoptic data, the things or the stuff.
 
     Args:
         model (nn.Module): a detector.
         dataset (Dataset): what it is trained or tested on, wrapped or not.
 
     Raises:
-        DataError: where they disagree.
+        DataError: They disagree.
     """
     for data in _innermost(dataset):
         name = type(data).__name__
         metainfo = getattr(data, 'metainfo', None) or {}
         classes = metainfo.get('classes')
-        # Trackers are trained on one of the classes that their data name.
+        # Trackers are trained on only one of the classes in their data.
         if classes is None or any(base.__name__ == 'BaseVideoDataset'
                                   for base in type(data).__mro__):
             continue
@@ -69,7 +69,7 @@ def check_classes(model: nn.Module, dataset: Any) -> None:
                     f'{path} ({type(module).__name__}) has num_classes={count}, but {name} has '
                     f'{len(classes)} classes; set num_classes of the heads, or metainfo.classes '
                     'of the dataset')
-        # CocoDataset keeps the ids of the categories that it found by the names of its classes.
+        # CocoDataset keeps the ids of the categories whose names are among its classes.
         found = getattr(data, 'cat_ids', None)
         if isinstance(found, list) and len(found) != len(classes):
             raise DataError(

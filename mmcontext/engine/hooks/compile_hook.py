@@ -1,4 +1,4 @@
-"""Parts of a model compiled by torch.compile, under names and hooks that stay as they are."""
+"""Parts of a model compiled by torch.compile, without changing names or hooks."""
 from typing import Sequence
 
 from torch import nn
@@ -12,14 +12,14 @@ from .parts_hook import PartsHook
 class CompileHook(PartsHook):
     """Compiles the backbone, or other parts of a model, before a run.
 
-    mmengine's own ``compile`` option takes the whole training step, in which a detector's
+    mmengine's own ``compile`` option compiles the whole training step, in which a detector's
     assignment and sampling break the graph many times. A backbone is one graph; the rest of the
-    step stays eager. Keys of checkpoints do not change.
+    step stays eager. The keys of checkpoints do not change.
 
     Args:
         parts (Sequence[str]): Names of modules in the model. Defaults to ``('backbone', )``.
-        **options: Of ``torch.compile``; ``mode='reduce-overhead'`` replays CUDA graphs, for
-            images of one size.
+        **options: Options of ``torch.compile``; ``mode='reduce-overhead'`` replays CUDA graphs,
+            for images of a fixed size.
 
     Raises:
         TypeError: ``parts`` is not a sequence of names.
@@ -32,7 +32,7 @@ class CompileHook(PartsHook):
         self.options = options
 
     def before_run(self, runner) -> None:
-        """Compile; the work itself is done in the first call."""
+        """Mark the modules for compilation, which happens in the first call."""
         if not hasattr(nn.Module, 'compile'):
             raise RuntimeError('CompileHook needs torch 2.2 or newer')
         for module in self.modules(runner):

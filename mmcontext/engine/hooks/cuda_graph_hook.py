@@ -1,4 +1,4 @@
-"""Parts of a model in training as CUDA graphs: the host starts one in place of many kernels."""
+"""Training parts of a model as CUDA graphs: one launch instead of one per kernel."""
 from typing import Callable, Dict, Sequence, Tuple
 
 import torch
@@ -12,7 +12,7 @@ from .parts_hook import PartsHook
 
 
 class _Callable(nn.Module):
-    """A module's forward as a module of its own, for torch to patch."""
+    """A module's forward wrapped in a separate module, for torch to patch."""
 
     def __init__(self, module: nn.Module, forward: Callable) -> None:
         super().__init__()
@@ -24,20 +24,20 @@ class _Callable(nn.Module):
 
 
 def capture(module: nn.Module, forward: Callable, x: Tensor, warmup: int) -> Callable:
-    """The forward and backward pass of a module for inputs like ``x`` as two CUDA graphs.
+    """Capture the forward and backward pass of a module for inputs like ``x`` as two CUDA graphs.
 
-    Buffers (running statistics) and random states are as before.
+    Buffers (running statistics) and random states are restored afterwards.
 
     Args:
         module: The module, whose parameters get gradients.
         forward: Its forward function.
         x: An input.
-        warmup: Passes before the capture, in which kernels are chosen and compiled.
+        warmup: Passes before the capture, during which kernels are chosen and compiled.
     """
     kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
     random_state = torch.cuda.get_rng_state(x.device)
     enabled = torch.is_autocast_enabled()
-    # Casts of weights belong in the graph: what autocast keeps is gone by the next step.
+    # The casts of weights must be in the graph: autocast's cache is cleared after every step.
     with torch.autocast('cuda', torch.get_autocast_gpu_dtype(), enabled, cache_enabled=False):
         graphed = torch.cuda.make_graphed_callables(
             _Callable(module, forward), (x.detach().clone(), ), num_warmup_iters=warmup,
@@ -50,15 +50,16 @@ def capture(module: nn.Module, forward: Callable, x: Tensor, warmup: int) -> Cal
 
 
 class GraphedForward:
-    """Takes the place of a module's forward: graphs in training, itself otherwise.
+    """Replaces a module's forward: graphs in training, the original otherwise.
 
-    A graph holds the sizes of kernels that learn them: when one changes, all graphs are captured
-    anew.
+    A graph fixes the sizes of kernels with learned sizes: when one of them changes, all graphs
+    are captured anew.
 
     Args:
         module: The module.
-        most: Sizes of inputs that get a graph, the first that come twice; others stay eager.
-        warmup: As of :func:`capture`.
+        most: Maximum number of input sizes with a graph, the first to occur twice; others stay
+            eager.
+        warmup: As for :func:`capture`.
     """
 
     def __init__(self, module: nn.Module, most: int, warmup: int) -> None:
@@ -94,21 +95,21 @@ class GraphedForward:
 
 @HOOKS.register_module()
 class CudaGraphHook(PartsHook):
-    """Trains the backbone, or other parts of a model, by CUDA graphs.
+    """Trains the backbone, or other parts of a model, with CUDA graphs.
 
-    A graph needs fixed sizes: of the sizes of images that come, the first ``most_sizes`` get
-    one, and others run as they are. Losses equal those of eager training; the output
-    of a module is overwritten in the next iteration. Checkpoints do not change.
+    A graph needs fixed sizes: the first ``most_sizes`` image sizes get one each, all others run
+    eagerly. Losses equal those of eager training; the output of a module is overwritten in the
+    next iteration. Checkpoints do not change.
 
     Args:
-        parts (Sequence[str]): Names of modules of one tensor each. Defaults to
+        parts (Sequence[str]): Names of modules that take one tensor each. Defaults to
             ``('backbone', )``.
-        most_sizes (int): Defaults to 4.
+        most_sizes (int): Maximum number of image sizes with a graph. Defaults to 4.
         warmup (int): Passes before a capture. Defaults to 3.
 
     Raises:
         TypeError: ``parts`` is not a sequence of names.
-        ValueError: The model has no such module, or gradients are accumulated, which the graphs
+        ValueError: The model has no such module, or gradients are accumulated, which graphs would
             overwrite.
     """
 
@@ -118,7 +119,7 @@ class CudaGraphHook(PartsHook):
         self.most_sizes, self.warmup = most_sizes, warmup
 
     def before_train(self, runner) -> None:
-        """Let graphs stand in for the modules."""
+        """Replace the modules' forward by graphs."""
         counts = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
         if counts != 1:
             raise ValueError(f'CudaGraphHook does not accumulate gradients, and the optim_wrapper '
@@ -127,6 +128,6 @@ class CudaGraphHook(PartsHook):
             module.forward = GraphedForward(module, self.most_sizes, self.warmup)
 
     def after_train(self, runner) -> None:
-        """Remove them."""
+        """Restore the modules' forward."""
         for module in self.modules(runner):
             module.__dict__.pop('forward', None)

@@ -1,4 +1,4 @@
-"""Checkpoints that a killed run resumes from to the bit."""
+"""Checkpoints from which a killed run resumes bit for bit."""
 import hashlib
 from typing import Any, Dict, List, Optional
 
@@ -23,7 +23,7 @@ KEY = 'resume_state'
 
 
 def _buffers(runner) -> Dict[str, Tensor]:
-    """What a checkpoint holds as the first process has it: buffers of model and average."""
+    """The buffers that a checkpoint saves from the first process: of the model and its average."""
     models = [unwrapped_model(runner)]
     models += [hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)]
     buffers = {}
@@ -52,7 +52,7 @@ def _own_buffers(runner) -> Dict[str, Tensor]:
 
 
 def _pending_gradients(runner) -> Dict[str, Tensor]:
-    """What gradient accumulation has gathered and not stepped with yet."""
+    """Gradients that have been accumulated and not yet been used in a step."""
     wrapper = runner.optim_wrapper
     if not isinstance(wrapper, OptimWrapperDict) and wrapper.should_update():
         return {}
@@ -61,7 +61,7 @@ def _pending_gradients(runner) -> Dict[str, Tensor]:
 
 
 def _gather_gradients(runner) -> List[Dict[str, Tensor]]:
-    """Pending gradients of every process, one tensor at a time; useful in the first alone."""
+    """Pending gradients of every process, one tensor at a time; complete only in the first."""
     mine = _pending_gradients(runner)
     names = all_gather_object(list(mine))
     gathered: List[Dict[str, Tensor]] = [{} for _ in names]
@@ -78,29 +78,29 @@ def _gather_gradients(runner) -> List[Dict[str, Tensor]]:
 
 @HOOKS.register_module()
 class ExactResumeHook(Hook):
-    """Carries through a checkpoint what mmengine leaves out of it.
+    """Adds to checkpoints the state that mmengine leaves out.
 
     Before a CheckpointHook saves, this collects from every process the random states of Python,
     numpy, torch and the accelerator, the buffers that differ from the first process's, and the
-    gradients that are accumulated and not used yet; and where in the epoch the run stands, and
-    the sampler's seed. It is all in the checkpoint's ``resume_state``, as tensors, numbers and
-    strings, and is set again when training resumes. Validation leaves the random states as it
+    gradients that have been accumulated but not used yet; also the position in the epoch and the
+    sampler's seed. All of this is in the checkpoint's ``resume_state``, as tensors, numbers and
+    strings, and is restored when training resumes. Validation leaves the random states as it
     found them, so it makes no difference whether a resumed run repeats it.
 
-    The batches are numbered and begun anywhere by ``mmcontext.ResumableEpochLoop`` and
-    ``mmcontext.ResumableIterLoop``, which add this hook by themselves. With other loops it
-    restores all but the order of batches and their augmentation in workers.
+    ``mmcontext.ResumableEpochLoop`` and ``mmcontext.ResumableIterLoop`` number the batches and
+    can begin at any of them; they add this hook by themselves. With other loops it restores
+    everything but the order of batches and their augmentation in workers.
 
-    A checkpoint without this state, or of another number of processes, resumes as mmengine does
-    it, and the log says so.
+    A checkpoint without this state, or from another number of processes, resumes as in mmengine,
+    and the log says so.
 
     Args:
-        gradients (bool): Whether gradients under accumulation are saved, one set for every
-            process. They cost as much as the weights; without them a run that resumes inside
-            an accumulation loses them. Defaults to True.
+        gradients (bool): Whether accumulated gradients are saved, one set per process. Each takes
+            as much space as the weights; without them a run that resumes in the middle of an
+            accumulation loses them. Defaults to True.
     """
 
-    # Right before CheckpointHook (VERY_LOW), after all that draws random numbers.
+    # Right before CheckpointHook (VERY_LOW), after everything that draws random numbers.
     priority = 89
 
     def __init__(self, gradients: bool = True) -> None:
@@ -112,12 +112,12 @@ class ExactResumeHook(Hook):
         self._training = False
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Keep the state until training begins."""
+        """Hold the state until training begins."""
         if runner._resume:
             self._loaded = checkpoint.get(KEY, {})
 
     def before_train(self, runner) -> None:
-        """Set what the checkpoint held."""
+        """Restore the state of the checkpoint."""
         self._training = True
         state, self._loaded = self._loaded, None
         if state is None:
@@ -129,7 +129,7 @@ class ExactResumeHook(Hook):
                 f'{problem}: training goes on with other augmentation and dropout than the '
                 'interrupted run would have had.')
             return
-        # The checkpoint is saved again where the validation that is due finds it the best.
+        # The checkpoint is saved again if the validation that is due finds it to be the best.
         self._captured, self._position = state, (runner.epoch, runner.iter)
         loop = runner.train_loop
         if getattr(loop, 'batches', None) is not None and hasattr(loop, 'first_batch'):
@@ -163,13 +163,13 @@ class ExactResumeHook(Hook):
         return getattr(loader.batch_sampler, 'sampler', loader.sampler)
 
     def _seed_sampler(self, runner, seed: Optional[int]) -> None:
-        # Without a seed in the config every start draws another, and the sampler was built
+        # Without a seed in the config every start draws a new one, and the sampler was built
         # before the checkpoint was read.
         if seed is not None and isinstance(getattr(self._sampler(runner), 'seed', None), int):
             self._sampler(runner).seed = seed
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Collect the state where a checkpoint of this iteration follows."""
+        """Collect the state if a checkpoint of this iteration follows."""
         self._captured = None
         if any(not hook.by_epoch and (
                 self.every_n_train_iters(runner, hook.interval, hook.save_begin)
@@ -178,7 +178,7 @@ class ExactResumeHook(Hook):
             self._capture(runner, (runner.epoch, runner.iter + 1), batch_idx + 1)
 
     def after_train_epoch(self, runner) -> None:
-        """Collect the state where a checkpoint of this epoch follows."""
+        """Collect the state if a checkpoint of this epoch follows."""
         if any(hook.by_epoch and (
                 self.every_n_epochs(runner, hook.interval, hook.save_begin)
                 or (hook.save_last and self.is_last_train_epoch(runner)))
@@ -186,7 +186,7 @@ class ExactResumeHook(Hook):
             self._capture(runner, (runner.epoch + 1, runner.iter), 0)
 
     def before_val(self, runner) -> None:
-        """Collect the state for the best checkpoint, and hold the random states."""
+        """Collect the state for the best checkpoint, and note the random states."""
         if not self._training:
             return
         position = (runner.epoch, runner.iter)
@@ -196,13 +196,13 @@ class ExactResumeHook(Hook):
         self._before_val = random_states.capture()
 
     def after_val(self, runner) -> None:
-        """Undo what validation did to the random states."""
+        """Restore the random states from before validation."""
         if self._before_val is not None:
             random_states.restore(self._before_val)
             self._before_val = None
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Add the state, if it is that of this checkpoint."""
+        """Add the state, if it belongs to this checkpoint."""
         meta = checkpoint['meta']
         if self._captured is not None and self._position == (meta['epoch'], meta['iter']):
             checkpoint[KEY] = self._captured

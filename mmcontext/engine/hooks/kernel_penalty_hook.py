@@ -1,4 +1,4 @@
-"""L2 penalty on sampled kernels, in place of the optimiser's weight decay."""
+"""L2 penalty on sampled kernels, instead of the optimiser's weight decay."""
 from typing import List
 
 import torch
@@ -15,11 +15,11 @@ def kernel_penalty(model: nn.Module, kernels: List[Tensor]) -> Tensor:
     """Sum of L2 norms (not squared) of parameters and sampled kernels.
 
     Args:
-        model (nn.Module): Its parameters outside kernel networks count, those with gradients.
-        kernels (list[Tensor]): Sampled kernels; they count in place of the networks.
+        model (nn.Module): Its trainable parameters outside kernel networks are included.
+        kernels (list[Tensor]): Sampled kernels, included instead of the networks.
 
     Returns:
-        Tensor: The sum, float32 at least.
+        Tensor: The sum, at least float32.
     """
     networks = [module.net if isinstance(module, ContinuousKernel) else module.kernel_net
                 for module in model.modules()
@@ -35,13 +35,13 @@ def kernel_penalty(model: nn.Module, kernels: List[Tensor]) -> Tensor:
 class KernelPenaltyHook(Hook):
     """Adds ``weight`` * :func:`kernel_penalty` to the losses, as ``loss_kernel_penalty``.
 
-    The penalty the CCNN is trained with (arXiv 2206.03398); with it the optimiser's
-    ``weight_decay`` should be 0. It serves any mm model: it is computed inside the model's
+    The penalty with which the CCNN is trained (arXiv 2206.03398); the optimiser's
+    ``weight_decay`` should then be 0. It works for any mm model: it is computed inside the model's
     forward, so it takes part in mixed precision, gradient accumulation and distributed training
     like every other loss.
 
     Args:
-        weight (float): Weight of the penalty; 1e-6 to 1e-4 are published.
+        weight (float): Weight of the penalty; published values are 1e-6 to 1e-4.
     """
 
     priority = 'NORMAL'
@@ -55,12 +55,12 @@ class KernelPenaltyHook(Hook):
         self._kernels: List[Tensor] = []
 
     def before_train(self, runner) -> None:
-        """Watch the model and its continuous kernels."""
+        """Attach to the model and its continuous kernels."""
         model = unwrapped_model(runner)
         self.watch(model)
 
     def after_train(self, runner) -> None:
-        """Let go of them."""
+        """Detach from them."""
         self.release()
 
     def watch(self, model: nn.Module) -> None:

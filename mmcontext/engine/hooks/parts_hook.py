@@ -1,4 +1,4 @@
-"""Hooks that are about some modules of a model."""
+"""Base of hooks that act on some modules of a model."""
 from typing import List, Sequence
 
 from mmengine.hooks import Hook

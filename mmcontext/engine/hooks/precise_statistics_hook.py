@@ -1,4 +1,4 @@
-"""Statistics of batch norms over many batches of fixed weights."""
+"""Statistics of batch norms over many batches with fixed weights."""
 from copy import deepcopy
 from itertools import islice
 from typing import Iterable, Optional
@@ -16,11 +16,11 @@ from mmcontext.utils.dist import unwrapped_model
 
 @torch.no_grad()
 def update_bn_stats(model: nn.Module, batches: Iterable) -> int:
-    """Replace running statistics by the average of the batches' own, and over all processes.
+    """Replace running statistics by the average over batches and processes.
 
     Args:
-        model (nn.Module): An mmengine model in training mode. Norms in eval mode stay.
-        batches (Iterable): Batches as its ``train_step`` takes them.
+        model (nn.Module): An mmengine model in training mode. Norms in eval mode are unchanged.
+        batches (Iterable): Batches as taken by its ``train_step``.
 
     Returns:
         int: Number of batch norms with new statistics.
@@ -37,10 +37,10 @@ def update_bn_stats(model: nn.Module, batches: Iterable) -> int:
     count = 0
     try:
         for norm in norms:
-            # Then the running statistics are those of the last batch.
+            # So that the running statistics are those of the last batch.
             norm.momentum = 1.
         for data in batches:
-            # The forward of training: a detector's heads see the regions that they learn from.
+            # The training forward, so that a detector's heads see the regions they train on.
             data = model.data_preprocessor(data, True)
             model(**data, mode='loss') if isinstance(data, dict) else model(*data, mode='loss')
             count += 1
@@ -60,24 +60,24 @@ def update_bn_stats(model: nn.Module, batches: Iterable) -> int:
     return len(norms)
 
 
-# mmpretrain has a hook of the second name, which serves classifiers trained by epochs.
+# mmpretrain has a hook of the second name, for classifiers trained by epochs.
 @HOOKS.register_module(name=['PreciseStatisticsHook', 'PreciseBNHook'])
 class PreciseStatisticsHook(Hook):
     """Recomputes the statistics of batch norms before every validation and at the end.
 
-    From "Rethinking Batch in BatchNorm", https://arxiv.org/abs/2105.07576, as detectron2 does it:
-    averages of the statistics of ``num_iters`` training batches of the weights as they are. The
-    batches come from a data loader of the hook's own, so that training goes on where it was, and
-    they pass through the training forward, so that it serves detectors and segmentors as well.
+    From "Rethinking Batch in BatchNorm", https://arxiv.org/abs/2105.07576, as in detectron2: the
+    statistics are averaged over ``num_iters`` training batches with the current weights. The
+    batches come from a separate data loader, so that training continues where it was, and pass
+    through the training forward, so that it works for detectors and segmentors as well.
 
     Args:
-        num_iters (int): Batches a time, on each process. Defaults to 200.
+        num_iters (int): Number of batches each time, on each process. Defaults to 200.
 
     Raises:
         ValueError: ``num_iters`` is not positive.
     """
 
-    # Before an EMA takes the buffers, and before the checkpoint.
+    # Before an EMA copies the buffers, and before the checkpoint.
     priority = 'HIGH'
 
     def __init__(self, num_iters: int = 200) -> None:
@@ -87,14 +87,14 @@ class PreciseStatisticsHook(Hook):
         self._loader = None
 
     def after_train_epoch(self, runner) -> None:
-        """In training by epochs."""
+        """Run if due, in training by epochs."""
         loop = runner.train_loop
         if isinstance(loop, EpochBasedTrainLoop):
             self._run_if_due(runner, loop.epoch + 1, loop.max_epochs)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None,
                          outputs: Optional[dict] = None) -> None:
-        """In training by iterations."""
+        """Run if due, in training by iterations."""
         loop = runner.train_loop
         if not isinstance(loop, EpochBasedTrainLoop):
             self._run_if_due(runner, loop.iter + 1, loop.max_iters)

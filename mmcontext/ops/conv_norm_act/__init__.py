@@ -1,4 +1,4 @@
-"""Convolution, norm, residual and activation of a feature map, at inference in one pass."""
+"""Convolution, norm, residual and activation of a feature map, in one pass at inference."""
 from mmcontext.ops.conv_norm_act.arguments import BatchNorm, Convolution, GroupNorm
 from mmcontext.ops.conv_norm_act.frontend import (
     METHOD_VARIABLE,

@@ -7,7 +7,7 @@ ACTIVATIONS = ('none', 'relu', 'silu')
 
 
 class Convolution(NamedTuple):
-    """A 2-D convolution, zeros beyond the border; every pair is (vertical, horizontal)."""
+    """A zero-padded 2-D convolution; every pair is (vertical, horizontal)."""
     weight: Tensor  # [Co, C / groups, Kh, Kw]
     bias: Optional[Tensor] = None  # [Co]
     stride: Tuple[int, int] = (1, 1)
@@ -17,7 +17,7 @@ class Convolution(NamedTuple):
 
 
 class BatchNorm(NamedTuple):
-    """A batch norm by given statistics; every tensor is [C]."""
+    """A batch norm with given statistics; every tensor is [C]."""
     mean: Tensor
     variance: Tensor
     weight: Optional[Tensor] = None

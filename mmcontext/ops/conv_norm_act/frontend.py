@@ -1,4 +1,4 @@
-"""Argument checks, the choice among the ways to serve, and the public entry."""
+"""Argument checks, the choice of an implementation, and the public entry point."""
 import os
 from typing import Optional, Tuple
 
@@ -19,12 +19,12 @@ _METHODS = ('own', 'library', 'torch')
 
 
 def refusal(x: Tensor) -> Optional[str]:
-    """Why the compiled operator cannot serve a map, or None."""
+    """Why the compiled operator does not support a map, or None."""
     if type(x) is not Tensor:
         return f'x is a {type(x).__name__}'
     if torch.is_grad_enabled():
         return 'gradients may be wanted, and it has none'
-    # Before a size is asked for, which would be recorded too.
+    # First of all: asking for a size would be recorded too.
     reason = eager_refusal()
     if reason is not None:
         return reason
@@ -41,9 +41,9 @@ def _requested(method: Optional[str]) -> str:
 
 
 def compiled_method(x: Tensor) -> str:
-    """The method that :func:`run_compiled` is to take for a map; '' where it must not serve."""
+    """The method that :func:`run_compiled` should use for a map; '' if it must not be called."""
     if type(x) is not Tensor or torch.is_grad_enabled() or not x.is_cpu:
-        return ''  # As `refusal` would have it, in training and on GPUs.
+        return ''  # As `refusal` would say; shortcut for training and GPUs.
     reason = refusal(x)
     if reason is not None:
         if reason == native_library.UNAVAILABLE:
@@ -67,18 +67,18 @@ def conv_norm_act(x: Tensor, conv: Optional[Convolution] = None, norm: Optional[
         activation: 'none', 'relu' or 'silu'.
         residual: What is added before the activation, in the shape of the output or one
             that is broadcast to it; None for nothing.
-        method: 'auto': the compiled operator in one pass or two where it can serve, see
-            :func:`explain_conv_norm_act`, and else standard functions; 'own': the compiled
-            operator with its own convolution; 'library': with that of the library at hand
-            (oneDNN); 'torch': standard functions. None for the environment variable
-            ``MMCONTEXT_CONV_NORM_ACT``, or 'auto'.
+        method: 'auto': the compiled operator, in one pass or two, if it supports the call, see
+            :func:`explain_conv_norm_act`, else standard functions; 'own': the compiled operator
+            with its own convolution; 'library': with torch's convolution (oneDNN); 'torch':
+            standard functions. None for the environment variable ``MMCONTEXT_CONV_NORM_ACT``, or
+            'auto'.
 
     Returns:
         [B, Co, Ho, Wo].
 
     Raises:
-        ValueError: Activation or method are unknown, or shapes do not fit together.
-        RuntimeError: 'own' or 'library' cannot serve.
+        ValueError: Activation or method is unknown, or shapes do not match.
+        RuntimeError: 'own' or 'library' does not support the call.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f'activation must be one of {", ".join(ACTIVATIONS)}, '
@@ -97,13 +97,14 @@ def conv_norm_act(x: Tensor, conv: Optional[Convolution] = None, norm: Optional[
 def explain_conv_norm_act(
         x: Tensor, conv: Optional[Convolution] = None,
         method: Optional[str] = None) -> Explanation:
-    """How :func:`conv_norm_act` would serve a map, and why not otherwise.
+    """Which method :func:`conv_norm_act` would use for a map, and why not the others.
 
     Args: as :func:`conv_norm_act`.
 
     Returns:
-        ``chosen``: 'own', 'library' or 'torch'; without ``conv`` 'own' is the compiled pass.
-        ``refused``: method -> reason, for those that cannot serve or that 'auto' passes over.
+        ``chosen``: 'own', 'library' or 'torch'; without ``conv``, 'own' is the compiled pass.
+        ``refused``: method -> reason, for those that do not support the call or that 'auto' does
+        not choose.
     """
     wanted = _requested(method)
     reason = refusal(x)
@@ -116,7 +117,8 @@ def explain_conv_norm_act(
 
 
 def _own_reasons(x: Tensor, conv: Optional[Convolution]) -> Tuple[str, str]:
-    """Why the compiled convolution cannot serve, and why the library's is no slower; or ''."""
+    """Why the compiled convolution does not support the call, and why the library's is at least as
+    fast; '' if there is no such reason."""
     if conv is None:
         return '', ''
     weight, _, *geometry = conv

@@ -1,7 +1,7 @@
 """The registered operator: its schema and its shape function.
 
-The compiled library serves it for float32 maps on the CPU (``csrc/conv_norm_act.cpp``), without
-derivative. Where there is no library it is the reference.
+The compiled library implements it for float32 maps on the CPU (``csrc/conv_norm_act.cpp``),
+without a derivative. Without the library it is the reference.
 """
 from typing import Optional
 
@@ -26,7 +26,7 @@ _NO_NORM = (None, None, None, None, 0., 0)
 def run_compiled(x: Tensor, conv: Optional[Convolution] = None, norm: Optional[Norm] = None,
                  activation: str = 'none', residual: Optional[Tensor] = None,
                  method: str = 'auto') -> Tensor:
-    """The operator itself, for arguments that nothing refuses.
+    """The operator itself, for arguments that it is known to support.
 
     Args: as :func:`mmcontext.ops.conv_norm_act.conv_norm_act`.
     """

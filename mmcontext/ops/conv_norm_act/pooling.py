@@ -8,11 +8,11 @@ from mmcontext.ops.tracing import is_recording
 
 
 def channel_means(*maps: Tensor) -> Tensor:
-    """Mean over the pixels, [B, C, 1, 1], of the sum of maps [B, C, H, W] of one size."""
+    """Mean over the pixels, [B, C, 1, 1], of the sum of maps [B, C, H, W] of the same size."""
     if all(compiled_method(x) and (x.is_contiguous() or lies_by_pixel(x))
            for x in maps):
         return torch.ops.mmcontext_native.channel_means(maps)
-    # Of each: the sum of the maps is never written.
+    # One by one, so that the sum of the maps is never written.
     return sum(spatial_mean(x) for x in maps)
 
 

@@ -1,4 +1,4 @@
-"""The operator in standard, differentiable torch, as it is defined: the oracle of the tests."""
+"""The operator as defined, in standard, differentiable torch: the oracle of the tests."""
 from typing import Optional
 
 import torch.nn.functional as F

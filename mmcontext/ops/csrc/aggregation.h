@@ -1,5 +1,6 @@
 // One task of the local aggregation as the kernels see it: plain data, the same for every
-// algorithm. Nothing here may be instantiated with wider instructions than the machine has.
+// algorithm. This header is compiled for every instruction set: nothing in it may be instantiated
+// with wider instructions than the machine has.
 #pragma once
 
 #include <cstddef>
@@ -31,7 +32,7 @@ struct Aggregation {
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
 };
 
-// Where something lies in a thread's scratch: booked by a plan, see scratch.h.
+// Offset of a buffer in a thread's scratch, booked by a plan (scratch.h).
 struct Buffer {
   size_t begin;
 };

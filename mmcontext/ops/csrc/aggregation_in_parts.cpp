@@ -1,5 +1,5 @@
-// The local aggregation of channels-last maps on a GPU in equal parts of their channels, each
-// with kernels of its own: every part is read and written where it lies.
+// The local aggregation of channels-last maps on a GPU, split along channels into equal parts with
+// separate kernels. Every part is read and written in place.
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -41,7 +41,7 @@ struct Parts {
   }
 };
 
-// By functions that have derivatives.
+// The gradients by differentiable functions, for a gradient of gradients.
 variable_list compose_backward(const Parts& parts, const Tensor& grad, const Tensor& x,
                                const Tensor& w) {
   using GradInput = Tensor(const Tensor&, const Tensor&, c10::SymIntArrayRef, IntArrayRef,
@@ -110,7 +110,7 @@ bool serves(const Tensor& x, const Tensor& w, c10::string_view backend) {
          map_refusal(x, backend == "null").empty() && w.device() == x.device();
 }
 
-// Nothing where the maps have to be taken apart first.
+// Nothing if the kernels do not support the operands; the caller then splits the maps itself.
 c10::optional<Tensor> in_parts(const Tensor& x, const Tensor& w, IntArrayRef kernel,
                                IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                                bool interleaved, int64_t count, c10::string_view backend) {

@@ -1,4 +1,4 @@
-// What autocast computes in, on every supported version of torch.
+// The dtype that autocast computes in, on every supported version of torch.
 #pragma once
 
 #include <ATen/autocast_mode.h>

@@ -1,5 +1,5 @@
-// Average pool of channels-last maps on a GPU with its derivative (cuda/avg_pool.cu). Python
-// (ops/avg_pool) has the reference.
+// Average pooling of channels-last maps on a GPU, with its derivative (cuda/avg_pool.cu). The
+// reference is in Python (ops/avg_pool).
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -32,7 +32,7 @@ struct Pool {
     const int64_t room = size + 2 * padding[axis] - kernel[axis], step = stride[axis];
     if (room < 0) return 0;
     int64_t count = (ceil_mode ? ceil_div(room, step) : room / step) + 1;
-    // The last window begins inside.
+    // The last window has to begin inside the map or its left padding.
     if (ceil_mode && (count - 1) * step >= size + padding[axis]) --count;
     return count;
   }
@@ -118,11 +118,11 @@ std::string refusal(const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef str
     elements *= std::max(pool.out(axis, x.size(2 + axis)), x.size(2 + axis));
   }
   if (kernel[0] * kernel[1] > 9) return "the window has more than 9 pixels";
-  // Counted in vectors of 16 bytes, with room for a step beyond the end.
+  // Vectors of 16 bytes are counted in 32 bits, with headroom for one step beyond the end.
   return elements * x.element_size() / 16 > kMost / 2 ? "the map is too large" : "";
 }
 
-// Nothing where the kernels do not serve.
+// Nothing if the kernels do not support the call.
 OptionalTensor avg_pool(const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef stride,
                         at::IntArrayRef padding, bool ceil_mode, bool include_pad,
                         c10::string_view method) {

@@ -1,6 +1,6 @@
 // Batch norm, residual and activation of channels-last maps on a GPU, with their derivatives:
-// two or three launches a pass (cuda/batch_norm.cu). Python (ops/batch_norm_act) has the schema,
-// the refusals and the reference.
+// two or three launches per pass (cuda/batch_norm.cu). The schema, the refusals and the reference
+// are in Python (ops/batch_norm_act).
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -24,7 +24,7 @@ using torch::autograd::variable_list;
 
 enum class Pass { kSums, kStatistics, kResult, kGradientSums, kGradientsOfNorm, kGradient };
 
-// What is compiled in beside the pass; as cuda/batch_norm.cu names it.
+// Compile options other than the pass, named as in cuda/batch_norm.cu.
 struct Form {
   int storage, activation;
   bool residual, batch, sums;
@@ -61,7 +61,7 @@ Division divide(const Tensor& x, const CudaDevice& device, int64_t blocks_per_mu
 CudaLaunch launch_of(Pass pass, const Form& form, const BatchNormParameters& parameters,
                      const Division& division) {
   const bool adds = adds_partials(pass);
-  // The derivative of SiLU takes registers.
+  // The derivative of SiLU needs more registers.
   const bool roomy = form.activation == 2 && pass >= Pass::kGradientSums;
   const int64_t threads = adds ? kAddingThreads : kThreads;
   CudaLaunch launch;
@@ -76,7 +76,7 @@ CudaLaunch launch_of(Pass pass, const Form& form, const BatchNormParameters& par
                                               : division.tiles);
   launch.grid[1] = static_cast<unsigned>(adds ? 1 : division.blocks);
   launch.grid[2] = 1;
-  const int64_t sums = 2 * 16 / (form.storage == 0 ? 4 : 2);   // of a thread, in floats
+  const int64_t sums = 2 * 16 / (form.storage == 0 ? 4 : 2);   // per thread, in floats
   launch.shared_bytes = static_cast<unsigned>(
       adds ? 2 * threads * sizeof(double)
            : pass == Pass::kSums || pass == Pass::kGradientSums ? threads * sums * sizeof(float)
@@ -104,10 +104,10 @@ BatchNormParameters parameters_of(const Tensor& x, const Norm& norm) {
   return p;
 }
 
-// Blocks of the passes that leave sums, and of those that write maps.
+// Blocks per multiprocessor in passes that write partial sums, and in those that write maps.
 constexpr int64_t kSummingBlocks = 3, kWritingBlocks = 12;
 
-// The launches of a pass over sums, with a workspace for the partial ones.
+// Sets up the workspace for the partial sums of a pass.
 Tensor sum_in(const Tensor& x, const Division& division, BatchNormParameters& p) {
   const Tensor partial = at::empty({division.blocks, 2, x.size(1)}, x.options().dtype(at::kFloat)
                                    .memory_format(at::MemoryFormat::Contiguous));
@@ -122,7 +122,7 @@ Tensor vectors_like(const Tensor& x, int64_t count) {
                    at::TensorOptions().dtype(at::kFloat).device(x.device()));
 }
 
-// Result and, with statistics of the batch, float [4, C] for the backward pass.
+// The result and, with batch statistics, float [4, C] saved for the backward pass.
 std::tuple<Tensor, Tensor> run_forward(const Tensor& x, const Tensor& residual, const Norm& norm,
                                        const Tensor& batches, bool batch, double momentum,
                                        int activation) {
@@ -155,8 +155,7 @@ std::tuple<Tensor, Tensor> run_forward(const Tensor& x, const Tensor& residual, 
 
 struct Gradients { Tensor x, residual, weight, bias; };
 
-// `y` is read where something was added before an activation, `saved` with statistics of
-// the batch.
+// `y` is read if a residual was added before an activation, `saved` with batch statistics.
 Gradients run_backward(const Tensor& grad, const Tensor& x, const Tensor& y, const Tensor& saved,
                        const Norm& norm, bool residual, int activation, bool want_x,
                        bool want_norm) {
@@ -166,7 +165,7 @@ Gradients run_backward(const Tensor& grad, const Tensor& x, const Tensor& y, con
   const Form form{static_cast<int>(storage_of(x)), activation, residual, batch,
                   batch || want_norm};
   Gradients gradients;
-  // Without sums the last pass writes the gradient of what was added, too.
+  // Without sums the last pass also writes the gradient of the residual.
   const bool last = want_x || !form.sums;
   if (last) gradients.x = at::empty_like(x);
   BatchNormParameters p = parameters_of(x, norm);
@@ -201,7 +200,7 @@ Gradients run_backward(const Tensor& grad, const Tensor& x, const Tensor& y, con
   return gradients;
 }
 
-// The same in functions that have derivatives, for a gradient of gradients.
+// The same by differentiable functions, for a gradient of gradients.
 Gradients compose_backward(const Tensor& grad, const Tensor& x, const Tensor& y, bool batch,
                            const Norm& norm, bool residual, int activation) {
   const auto vector = [&](const Tensor& t) { return t.view({1, -1, 1, 1}); };
@@ -244,7 +243,7 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
     auto [y, saved] = run_forward(x, residual, norm, given(batches), batch, momentum,
                                   static_cast<int>(activation));
     const bool with_y = residual.defined() && activation != 0;
-    // The running statistics of a norm in training move on before the backward pass.
+    // In training the running statistics have changed by the time of the backward pass.
     ctx->save_for_backward({x, with_y ? y : Tensor(), saved, norm.weight, norm.bias,
                             batch ? Tensor() : norm.mean, batch ? Tensor() : norm.variance});
     ctx->saved_data["eps"] = eps;
@@ -259,7 +258,7 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
     const Norm norm{kept[3], kept[4], kept[5], kept[6], ctx->saved_data["eps"].toDouble()};
     const bool residual = ctx->saved_data["residual"].toBool();
     const int activation = static_cast<int>(ctx->saved_data["activation"].toInt());
-    // Tensors that are not given have no number.
+    // needs_input_grad counts only the tensors that were given.
     const size_t first = residual ? 2 : 1, given = norm.weight.defined() + norm.bias.defined();
     const bool want_x = ctx->needs_input_grad(0);
     const bool want_norm = (given > 0 && ctx->needs_input_grad(first)) ||
@@ -278,7 +277,7 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
   }
 };
 
-// Why the kernels cannot serve; empty where they can.
+// Why the kernels do not support the call; empty if they do.
 std::string refusal(const Tensor& x, const Tensor& residual,
                     std::initializer_list<const Tensor*> vectors, bool batch, int activation,
                     bool on_host) {
@@ -311,7 +310,7 @@ std::string explain(const Tensor& x, const OptionalTensor& residual, const Optio
                  on_host);
 }
 
-// Nothing where the kernels cannot serve, or the environment turns them off.
+// Nothing if the kernels do not support the call or the environment turns them off.
 OptionalTensor batch_norm_act(const Tensor& x, const OptionalTensor& residual,
                               const OptionalTensor& weight, const OptionalTensor& bias,
                               const OptionalTensor& mean, const OptionalTensor& variance,
@@ -325,7 +324,7 @@ OptionalTensor batch_norm_act(const Tensor& x, const OptionalTensor& residual,
   TORCH_CHECK_VALUE(batch || m.defined(), "without statistics of the batch there must be others");
   if (!refusal(x, added, {&w, &b, &m, &v}, batch, code, chosen == "null").empty()) return {};
   if (batch) {
-    // Written by the kernels.
+    // The kernels write these in place; autograd has to know.
     for (const Tensor* written : {&m, &v, &n}) {
       if (written->defined() && !written->is_inference()) {
         written->unsafeGetTensorImpl()->bump_version();

@@ -1,5 +1,6 @@
-// Gates of channels on a GPU, with their derivatives (cuda/channel_gate.cu): maps scaled image by
-// image by what is made of their means. Python (ops/channel_gate) has the reference.
+// Channel gates on a GPU, with their derivatives (cuda/channel_gate.cu): the channels of each
+// image are scaled by factors computed from their means. The reference is in Python
+// (ops/channel_gate).
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -22,7 +23,7 @@ constexpr const char* kSwitch = "MMCONTEXT_CHANNEL_GATE";
 
 Gate gate_of(const Maps& maps) { return maps.other.defined() ? kSoftmax : kSigmoid; }
 
-// s [B, C, 1, 1] of logits, by functions that have derivatives.
+// s [B, C, 1, 1] from logits, by differentiable functions.
 Tensor composed_scale(const Tensor& logits, const Tensor& x, bool other) {
   if (!other) return logits.view({x.size(0), x.size(1), 1, 1}).sigmoid();
   const Tensor pairs = logits.view({x.size(0), x.size(1), 2});
@@ -31,17 +32,18 @@ Tensor composed_scale(const Tensor& logits, const Tensor& x, bool other) {
 
 double share(at::IntArrayRef size) { return 1. / static_cast<double>(size[2] * size[3]); }
 
-// A tensor of its own over the same memory, of which a change in place is noticed for both.
+// A new tensor over the same memory and with the same version counter, so that autograd notices
+// in-place changes of either.
 Tensor same(const Tensor& t) {
   Tensor other = at::alias(t);
   other.unsafeGetTensorImpl()->set_version_counter(t.unsafeGetTensorImpl()->version_counter());
   return other;
 }
 
-// Means of maps, and the maps themselves: what comes back as the gradient of those is that of
-// the gated result where Gated found that this node made its operands, so that one pass makes the
-// gradients of the maps by both ways. With a gradient of gradients asked for it is their own, and
-// Gated computes with the maps that this node has kept.
+// Returns the means of maps, and the maps themselves. If Gated finds that its operands come from
+// this node, it passes the gradient of the gated result back as that of the maps, and one pass
+// here computes their gradients along both paths, the gate and the means. For a gradient of
+// gradients Gated returns the true gradients of the maps, from the maps that this node has saved.
 struct Means : torch::autograd::Function<Means> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x,
                                const OptionalTensor& other) {
@@ -84,7 +86,7 @@ struct Means : torch::autograd::Function<Means> {
 
 using MeansNode = torch::autograd::CppNode<Means>;
 
-// The node of Means whose results the operands are; null for others.
+// The Means node that produced the operands; null if there is none.
 MeansNode* means_behind(const Maps& maps) {
   const auto result_of_means = [](const Tensor& t, uint32_t number) -> MeansNode* {
     return t.output_nr() == number ? dynamic_cast<MeansNode*>(t.grad_fn().get()) : nullptr;
@@ -111,7 +113,7 @@ struct Gated : torch::autograd::Function<Gated> {
     Tensor of_logits;
     Maps of;
     if (at::GradMode::is_enabled()) {
-      // (Hooks on saved tensors may have left no graph.)
+      // Hooks on saved tensors may have dropped the graph; then there is no node.
       if (MeansNode* const node = joined ? means_behind(maps) : nullptr) {
         const variable_list before = node->ctx_.get_saved_variables();
         maps = {before[0], before[1]};
@@ -154,8 +156,8 @@ bool serves(const Tensor& x, const OptionalTensor& other, c10::string_view metho
   return chosen != "torch" && refusal(x, other, chosen == "null").empty();
 }
 
-// Means [B, C, 1, 1] of the sum of the maps, and the maps for gate_channels; nothing where the
-// kernels do not serve.
+// Means [B, C, 1, 1] of the sum of the maps, and the maps to pass to gate_channels; nothing if the
+// kernels do not support them.
 std::vector<Tensor> gate_means(const Tensor& x, const OptionalTensor& other,
                                c10::string_view method) {
   if (!serves(x, other, method)) return {};
@@ -167,7 +169,7 @@ std::vector<Tensor> gate_means(const Tensor& x, const OptionalTensor& other,
   return results;
 }
 
-// For maps that gate_means gave out.
+// For maps returned by gate_means.
 Tensor gate_channels(const Tensor& x, const OptionalTensor& other, const Tensor& logits) {
   const Maps maps{x, given(other)};
   const int64_t each = other ? 2 : 1;
@@ -188,10 +190,10 @@ Tensor gate_channels(const Tensor& x, const OptionalTensor& other, const Tensor&
   return result_of(maps, there, gate_of(maps));
 }
 
-// The mean of a grouped convolution whose every tap meets every pixel: a product of matrices.
+// The mean of a grouped convolution in which every tap meets every pixel: a matrix product.
 struct Convolution {
   Tensor weight;                           // [C, C / groups, Kh, Kw]
-  int64_t groups, pixels;                  // pixels of its result
+  int64_t groups, pixels;                  // pixels of the result
 
   int64_t width() const { return weight.size(1); }
   // [groups, C / groups outputs, C / groups]
@@ -202,7 +204,7 @@ struct Convolution {
   Tensor by_group(const Tensor& vectors) const {
     return vectors.view({vectors.size(0), groups, -1}).transpose(0, 1);
   }
-  // The product of what is by group, as vectors.
+  // The products of the groups, as vectors.
   Tensor product(const Tensor& vectors, const Tensor& matrices) const {
     Tensor result = at::empty({vectors.size(0), groups * matrices.size(2)}, vectors.options());
     Tensor by = by_group(result);
@@ -263,8 +265,8 @@ struct GatedByConvolution : torch::autograd::Function<GatedByConvolution> {
   }
 };
 
-// x times the mean over `pixels` of a grouped convolution of x; nothing where the kernels do not
-// serve.
+// x times the mean over `pixels` of a grouped convolution of x; nothing if the kernels do not
+// support it.
 OptionalTensor gate_by_convolution(const Tensor& x, const Tensor& weight, int64_t groups,
                                    int64_t pixels, c10::string_view method) {
   if (!serves(x, c10::nullopt, method)) return {};

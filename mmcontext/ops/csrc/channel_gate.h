@@ -10,13 +10,13 @@ using at::Tensor;
 // What scales a map: factors, a sigmoid of logits, or a softmax over two logits a channel.
 enum Gate { kFactor, kSigmoid, kSoftmax };
 
-// Maps of one kind; the second may be undefined.
+// One or two maps of the same shape and dtype; the second may be undefined.
 struct Maps { Tensor x, other; };
 
-// Means over the pixels of the sum of both maps, [B, C, 1, 1] in `type`, times `scale` a pixel.
+// `scale` times the sum of both maps over the pixels, [B, C, 1, 1] in `type`.
 Tensor means_of(const Maps& maps, at::ScalarType type, double scale);
 
-// The scaled map, or both mixed.
+// The scaled map, or the mixture of both.
 Tensor result_of(const Maps& maps, const Tensor& factor, Gate gate);
 
 // Gradient of the factors or logits.

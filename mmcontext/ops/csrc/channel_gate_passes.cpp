@@ -16,7 +16,7 @@ namespace {
 enum class Pass { kSums, kMeans, kResult, kGradientSums, kGradientOfFactor, kGradient };
 
 constexpr int64_t kThreads = 256;
-// Blocks of a multiprocessor in passes that leave sums, and in those that write maps.
+// Blocks per multiprocessor in passes that write partial sums, and in those that write maps.
 constexpr int64_t kSummingBlocks = 4, kWritingBlocks = 12;
 
 struct Form { int storage, factor, gate; bool other; };
@@ -30,12 +30,12 @@ Division divide(const Tensor& x, bool sums) {
   const int64_t turns = ceil_div(pixels, kThreads / lanes);
   const int64_t wanted = gpu_limits(gpu_index(x)).multiprocessors *
                          (sums ? kSummingBlocks : kWritingBlocks) / (tiles * x.size(0));
-  // Another launch to add up takes longer than a few turns more.
+  // A second launch that adds up partial sums costs more than a few extra iterations.
   const int64_t most = sums && turns <= 32 ? 1 : ceil_div(turns, 4);
   return {lanes, tiles, std::max<int64_t>(1, std::min(wanted, most))};
 }
 
-// Passes over one pair of maps: their parameters, and launches in order.
+// Passes over a pair of maps: their parameters and their launches, in order.
 class Passes {
  public:
   Passes(const Maps& maps, int factor, Gate gate)
@@ -48,7 +48,7 @@ class Passes {
     p.pixels = of_.size(2) * of_.size(3);
   }
 
-  // One launch, or two where an image takes several blocks.
+  // One launch, or two if an image is divided among several blocks.
   void add_sums(Pass pass) {
     const Division division = divide(of_, true);
     if (division.blocks > 1) {
@@ -75,7 +75,7 @@ class Passes {
  private:
   CudaLaunch& add(Pass pass, const Division& division, bool whole) {
     p.lanes = static_cast<int>(division.lanes);
-    // What a pass does not depend on makes no kernels of its own.
+    // Options that a pass does not depend on are fixed, so that no kernel is compiled twice.
     const bool sums = pass == Pass::kSums || pass == Pass::kMeans;
     const bool pair = form_.other && pass != Pass::kMeans && pass != Pass::kGradientOfFactor;
     CudaLaunch launch;

@@ -1,4 +1,4 @@
-// The C++ convolution: whether it serves, its plan, and the call.
+// The C++ convolution: which calls it supports, its plan, and the call.
 #include <ATen/ATen.h>
 
 #include <array>
@@ -16,8 +16,8 @@ namespace {
 
 using at::Tensor;
 
-// So many pixels a thread and more: threads divide the pixels, each lays out all weights for
-// itself. Below: they divide the outputs.
+// With at least so many pixels per thread, threads divide the pixels and each packs all weights
+// for itself. With fewer, they divide the outputs.
 constexpr int64_t kRange = 256;
 
 std::array<int64_t, 2> pair_of(at::IntArrayRef value, const char* name, int64_t least) {
@@ -34,7 +34,7 @@ int64_t checked_out_size(int64_t size, int64_t kernel, int64_t stride, int64_t p
   return out;
 }
 
-// The sizes of a convolution, checked.
+// Checks the sizes of a convolution and fills them in.
 Convolution describe(const Tensor& x, const ConvArguments& conv) {
   const Tensor& weight = conv.weight;
   Convolution plan{};
@@ -65,7 +65,7 @@ Convolution describe(const Tensor& x, const ConvArguments& conv) {
   return plan;
 }
 
-// Divides the work, and does it.
+// Divides the work and runs it.
 void run(Convolution& plan) {
   const Kernels& set = *allowed_kernels().front();
   plan.blocks = ceil_div(plan.shared, set.conv_outputs);
@@ -98,8 +98,8 @@ std::string conv_disadvantage(const Tensor& x, const ConvArguments& conv) {
 #ifndef MMCONTEXT_X86
   return "it has not been compared with the libraries at hand";
 #endif
-  // It is faster where oneDNN would lay out weights for long that few pixels read, and level
-  // with it elsewhere.
+  // It is faster where oneDNN would spend long reordering weights for few pixels, and on a par
+  // elsewhere.
   const int64_t outputs = conv.weight.size(0) / conv.groups, depth = conv.weight.size(1);
   const int64_t taps = conv.weight.size(2) * conv.weight.size(3);
   if (x.size(0) * x.size(2) * x.size(3) < 8) return "so few pixels are the library's";

@@ -1,5 +1,5 @@
 // The operator conv_norm_act for float32 maps on the CPU, at inference. Its schema and its
-// reference stand in conv_norm_act/*.py.
+// reference are in conv_norm_act/*.py.
 #include "conv_norm_act.h"
 
 #include <c10/core/GradMode.h>
@@ -20,14 +20,14 @@ Activation activation_of(string_view name) {
   return Activation::kSiLU;
 }
 
-// Whether a residual, if there is one, can be added where its map is written.
+// Whether the residual, if any, can be added in the epilogue that writes the map.
 bool fits(const MaybeTensor& residual, at::IntArrayRef sizes, at::MemoryFormat layout) {
   return !residual || (residual->scalar_type() == at::kFloat && residual->sizes() == sizes &&
                        residual->is_contiguous(layout));
 }
 
-// The convolution of the library at hand. oneDNN steps slowly: a stride of a 1x1 convolution is
-// taken first.
+// torch's convolution. oneDNN is slow with strides: a strided 1x1 convolution takes its subset of
+// the pixels first.
 Tensor library_convolution(const Tensor& x, const ConvArguments& conv) {
   const auto is = [](at::IntArrayRef pair, int64_t value) {
     return pair[0] == value && pair[1] == value;
@@ -63,7 +63,7 @@ Tensor activated(const Tensor& x, Activation activation) {
   }
 }
 
-// fresh: nobody else reads x.
+// fresh: nothing else reads x, so it may be overwritten.
 Tensor norm_act(Tensor x, bool fresh, const Norm& norm, const MaybeTensor& residual,
                 Activation activation) {
   if (!lies_by_pixel(x) && !x.is_contiguous()) x = x.contiguous(), fresh = true;
@@ -110,7 +110,7 @@ Tensor conv_norm_act(const Tensor& x, const MaybeTensor& weight, const MaybeTens
       .contiguous(layout);
 }
 
-// Without this one the operator would serve as if its derivative were nothing.
+// Without this kernel autograd would silently treat the result as a constant.
 Tensor without_gradients(const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias,
                          at::IntArrayRef stride, at::IntArrayRef padding,
                          at::IntArrayRef dilation, int64_t groups, const MaybeTensor& mean,
@@ -129,7 +129,8 @@ Tensor without_gradients(const Tensor& x, const MaybeTensor& weight, const Maybe
                        norm_weight, norm_bias, eps, norm_groups, residual, activation, method);
 }
 
-// Two reasons against the C++ convolution: why it cannot serve, why another is no slower.
+// Reasons against the C++ convolution: why it does not support the call, and why another is at
+// least as fast.
 std::vector<std::string> reasons(const Tensor& x, const Tensor& weight, at::IntArrayRef stride,
                                  at::IntArrayRef padding, at::IntArrayRef dilation,
                                  int64_t groups) {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <ATen/ATen.h>
-#include <c10/util/Optional.h>  // std::optional from torch 2.5 on
+#include <c10/util/Optional.h>  // std::optional since torch 2.5
 
 #include <string>
 #include <vector>
@@ -13,16 +13,16 @@ namespace mmcontext {
 
 using MaybeTensor = c10::optional<at::Tensor>;
 
-// Null where there is none.
+// The tensor's data, checked; null if there is no tensor.
 const float* per_channel(const MaybeTensor& t, int64_t channels, const char* name);
 
-// One factor and one summand a channel, or a sample and channel.
+// One scale and one shift per channel, or per sample and channel.
 struct ScaleAndShift {
   std::vector<float> scale, shift;
 };
 
-// A batch norm by its running statistics, and nothing where there is no mean; with `groups` a
-// group norm, which has none.
+// A batch norm with its running statistics, or no norm if there is no mean; with `groups`, a group
+// norm, which has no running statistics.
 struct Norm {
   const MaybeTensor&mean, &variance, &weight, &bias;
   double eps;
@@ -39,8 +39,8 @@ struct ConvArguments {
   int64_t groups;
 };
 
-// Why the C++ convolution cannot serve; why another is as fast or faster. Empty where there is no
-// reason.
+// Why the C++ convolution does not support the call; why another is at least as fast. Empty if
+// there is no such reason.
 std::string conv_refusal(const at::Tensor& x, const ConvArguments& conv);
 std::string conv_disadvantage(const at::Tensor& x, const ConvArguments& conv);
 
@@ -52,7 +52,7 @@ std::vector<int64_t> conv_size(const at::Tensor& x, const ConvArguments& conv);
 at::Tensor convolve(const at::Tensor& x, const ConvArguments& conv, const Norm& norm,
                     const MaybeTensor& residual, Activation activation);
 
-// activation(scale * x + shift + residual) written to `out`, which may be x; all of one layout.
+// activation(scale * x + shift + residual) written to `out`, which may be x; all in one layout.
 void scale_and_add(const at::Tensor& x, const ScaleAndShift& by, const MaybeTensor& residual,
                    Activation activation, const at::Tensor& out);
 

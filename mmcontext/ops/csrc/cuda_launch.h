@@ -10,12 +10,12 @@ namespace mmcontext {
 struct CudaDevice {
   int capability;                                // 10 * major + minor
   int multiprocessors;
-  int64_t shared_per_block, shared_per_multiprocessor;  // bytes; the opt-in maximum of a block
+  int64_t shared_per_block, shared_per_multiprocessor;  // bytes; per block the opt-in maximum
 };
 
 struct CudaLaunch {
   std::string source;                            // file in the folder cuda/
-  std::string defines;                           // with source the identity of a compiled kernel
+  std::string defines;                           // with source, identifies a compiled kernel
   std::string entry;                             // name of the extern "C" __global__ function
   unsigned grid[3], block, shared_bytes;
   std::vector<char> parameters;                  // bytes of its one by-value parameter

@@ -41,7 +41,7 @@ CudaLaunch general(const CudaProblem& p, const CudaDevice& device) {
                    " -DTASK=" + std::to_string(static_cast<int>(p.task));
   launch.entry = "aggregate_general";
   launch.block = 256;
-  // Threads take several elements each beyond 64 blocks a multiprocessor.
+  // At most 64 blocks per multiprocessor; beyond that each thread computes several elements.
   launch.grid[0] = static_cast<unsigned>(
       std::min<int64_t>((to.count + 255) / 256, int64_t(device.multiprocessors) * 64));
   launch.grid[1] = launch.grid[2] = 1;
@@ -108,7 +108,7 @@ std::vector<CudaLaunch> tiled(const CudaProblem& p, const Variant& v, const Choi
 
 std::mutex guard;
 std::map<TileKey, Tile> tuned;
-// Of a variant, sizes, batch and device.
+// Choices made so far, by variant, sizes, batch and device.
 std::map<std::array<int64_t, 22>, Choice> chosen;
 
 Choice choose(const Variant& v, const CudaProblem& p, const CudaDevice& device) {
@@ -130,12 +130,12 @@ Choice choose(const Variant& v, const CudaProblem& p, const CudaDevice& device) 
     const std::vector<Candidate> best = candidates(v, p, device);
     if (!best.empty()) choice.tile = best.front().tile;
   }
-  // Bounded, for inputs of ever new sizes.
+  // Bounded, in case every input has a new size.
   if (chosen.size() > 4096) chosen.clear();
   return chosen[all] = choice;
 }
 
-// Index of a word among names, or the number it is.
+// Index of a word among names, or -1.
 template <size_t kCount>
 int64_t index_of(const std::string& word, const char* const (&names)[kCount]) {
   const auto found = std::find(std::begin(names), std::end(names), word);

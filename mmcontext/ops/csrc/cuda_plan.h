@@ -1,5 +1,5 @@
-// Chooses the CUDA kernel, its tile and its launch for one aggregation. Plain C++: no torch, no
-// CUDA.
+// Chooses the CUDA kernel, its tile and its launch configuration for one aggregation. Plain C++:
+// no torch, no CUDA.
 #pragma once
 
 #include <cstdint>
@@ -30,27 +30,26 @@ struct CudaProblem {
   bool interleaved;
 };
 
-// Launches that solve the problem, in order, on one stream. General kernels serve what the fast
-// ones do not.
+// Launches that solve the problem, in order, on one stream. General kernels take what the fast
+// ones do not support.
 std::vector<CudaLaunch> plan_cuda(const CudaProblem& problem, const CudaDevice& device);
 
-// Tuned tiles in place of the built-in choice and of earlier ones. A line is
+// Sets tuned tiles, which replace the built-in choice and all earlier ones. A line is
 //   TASK STORAGE KERNEL STRIDE DILATION LAYOUT CHANNELS ROWS COLS GROUPS  TILE_ROWS QUADS TILE_GROUPS
 // for example "forward float32 7 1 1 planar 16 56 56 4  8 7 1": task forward, grad_input or
 // grad_weight; storage float32, bfloat16 or float16; layout of the source,
 // planar, last or mixed (channels-last with interleaved groups);
 // CHANNELS of a group in a tile, 8 or 16; ROWS and COLS of the target; then the tile, in rows,
-// quads of 4 columns and groups. '#' begins a comment. A tile that a device has no room for is
-// passed over. Throws std::invalid_argument that names the line that is wrong.
+// quads of 4 columns and groups. '#' begins a comment. A tile that does not fit on a device is
+// ignored. Throws std::invalid_argument naming the faulty line.
 void set_cuda_tiles(const std::string& text);
 
 struct CudaTile {
-  std::string line;                              // as set_cuda_tiles takes it
+  std::string line;                              // in the format of set_cuda_tiles
   double microseconds;                           // estimated by counting, at 1.7 GHz
 };
 
-// The tiles that a problem's kernel can have, best estimate first; empty where a general kernel
-// serves it.
+// The tiles that the problem's kernel can use, best estimate first; empty for a general kernel.
 std::vector<CudaTile> cuda_tiles(const CudaProblem& problem, const CudaDevice& device);
 
 }  // namespace mmcontext

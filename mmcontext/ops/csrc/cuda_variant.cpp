@@ -14,9 +14,9 @@ Divisor divisor(int64_t by) {
   return {static_cast<int>(by), static_cast<unsigned>(ceil_div(int64_t(1) << 31, by))};
 }
 
-// Tile in shared memory of `quads` x `rows` quads whose first pixels are `step` apart and whose
-// rows are `row_step` apart: pitches such that neighbouring quads, over the ends of rows and
-// groups too, lie in different banks.
+// Shared-memory tile for quads whose first pixels are `step` apart and whose rows are `row_step`
+// apart. The pitches put neighbouring quads in different banks, across the ends of rows and groups
+// too.
 MapTile map_tile(const Variant& v, int layout, int rows, int pixels, int step, int row_step,
                  const Tile& tile, int64_t first_col) {
   MapTile to{};
@@ -46,7 +46,7 @@ bool aligned(const CudaOperand& of, int bytes, int elements, bool taps) {
          of.channel % elements == 0 && of.row % elements == 0 && (!taps || of.tap % elements == 0);
 }
 
-// Columns that move together; 0 where the row is not contiguous.
+// Columns that are loaded or stored at once; 0 if the row is not contiguous.
 int columns_at_once(const CudaOperand& of, int bytes, int64_t cols, bool taps) {
   if (of.col != 1) return 0;
   for (int elements : {4, 2}) {
@@ -55,7 +55,8 @@ int columns_at_once(const CudaOperand& of, int bytes, int64_t cols, bool taps) {
   return 1;
 }
 
-// Layout of a map and what moves together: columns, or groups. False where no loader knows it.
+// Layout of a map and how many columns, or groups, are loaded at once. False if no loader
+// supports it.
 bool layout_of(const CudaOperand& of, const Variant& v, const CudaProblem& p, int64_t cols,
                int& layout, int& vector) {
   layout = kPlanar;
@@ -114,8 +115,8 @@ int64_t lay_out(const Variant& v, const Tile& tile, int64_t pad_w, TiledParamete
   return to.kernel_offset + int64_t(kStages) * to.stage_pitch * v.bytes();
 }
 
-// Estimated cycles of a tile, by counting: per multiprocessor 20 bytes of traffic a cycle, 128
-// bytes of shared memory and 128 multiply-adds (a warp's instruction takes a quarter of a cycle).
+// Estimated cycles by counting. Per cycle a multiprocessor moves 20 bytes of global and 128 bytes
+// of shared memory and does 128 multiply-adds (a warp's instruction takes a quarter of a cycle).
 double cycles(const Variant& v, const CudaProblem& p, const CudaDevice& device, const Tile& tile) {
   TiledParameters laid{};
   const int64_t shared = lay_out(v, tile, p.pad_w, laid);
@@ -139,7 +140,7 @@ double cycles(const Variant& v, const CudaProblem& p, const CudaDevice& device, 
   const double fetched = v.bytes() *
       (double(tile.groups) * v.channels * laid.map.rows * laid.map.pixels +
        quads * 4.0 * (v.channels + taps / (v.back() ? v.stride * v.stride : 1)));
-  // Shared memory: of a step, wavefronts of a warp. Tasks 0 and 1: the pixels of its channels, w
+  // Shared memory: wavefronts per warp in one step. Tasks 0 and 1: the pixels of its channels, w
   // read and written; task 2: pixels and gradients, unit by unit.
   const int64_t window = v.pixels(1);
   const double accesses = v.task == 2
@@ -211,7 +212,7 @@ bool choose_variant(const CudaProblem& p, Variant& v) {
   const int64_t source_cols = v.back() ? p.out_cols : p.in_cols;
   const int64_t other_rows = v.back() ? p.in_rows : p.out_rows;
   const int64_t other_cols = v.back() ? p.in_cols : p.out_cols;
-  // The grid's second side.
+  // The limit of gridDim.y.
   if (p.groups * ceil_div(per_group, v.channels) >= kBatches) return false;
   if (!within_32_bits(p.source, p.channels, 0, source_rows, source_cols) ||
       !within_32_bits(other, p.channels, 0, other_rows, other_cols) ||

@@ -1,6 +1,6 @@
-// Launches CUDA kernels. No CUDA header is needed to build this and no CUDA library is
-// linked: Python (ops/gpu_kernels.py) compiles the kernels and hands over the addresses of the
-// driver's functions, and everything that happens at every call happens here.
+// Launches CUDA kernels. This needs no CUDA header to build and links no CUDA library: Python
+// (ops/gpu_kernels.py) compiles the kernels and passes the addresses of the driver's functions;
+// everything that is done on every call is done here.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
@@ -28,22 +28,22 @@ using SetContext = int (*)(void* context);
 
 // CUDA_ERROR_INVALID_CONTEXT: this thread has made no call to the CUDA runtime yet.
 constexpr int kInvalidContext = 201;
-// The CPU, standing for a GPU.
+// The CPU, standing in for a GPU.
 constexpr int64_t kHost = -1;
 
 struct Gpu {
-  std::string refusal;                     // why nothing can run there
+  std::string refusal;                     // why no kernel can run there
   CudaDevice limits{};
   void* context = nullptr;
   std::unordered_map<std::string, void*> functions;  // by source and defines
-  std::shared_mutex mutex;                 // of the functions
+  std::shared_mutex mutex;                 // guards functions
 };
 
 Launch launch_kernel = nullptr, launch_on_host = nullptr;
 CurrentStream current_stream = nullptr;
 SetContext set_context = nullptr;
 
-// The GPU with this index, prepared by Python when it is asked for first.
+// The GPU with this index, prepared by Python on first use.
 Gpu& gpu(int64_t device) {
   static std::shared_mutex mutex;
   static std::map<int64_t, std::unique_ptr<Gpu>> gpus;
@@ -69,13 +69,13 @@ Gpu& gpu(int64_t device) {
     }
   }
   std::unique_lock<std::shared_mutex> lock(mutex);
-  // Another thread may have been faster; what it made stays.
+  // If another thread was faster, its object is kept.
   return *gpus.emplace(device, std::move(made)).first->second;
 }
 
 std::string key_of(const CudaLaunch& launch) { return launch.source + ' ' + launch.defines; }
 
-// Null where it has not been built.
+// Null if the kernel has not been built.
 void* known_function(Gpu& there, const CudaLaunch& launch) {
   std::shared_lock<std::shared_mutex> lock(there.mutex);
   const auto found = there.functions.find(key_of(launch));
@@ -168,9 +168,9 @@ void launch_on_gpu(int64_t device, const std::vector<CudaLaunch>& launches) {
 }  // namespace mmcontext
 
 TORCH_LIBRARY_FRAGMENT(mmcontext_native, m) {
-  // Implemented in Python. The facts of a GPU: capability, multiprocessors, shared memory of a
-  // block and of a multiprocessor, its context, and the addresses of cuLaunchKernel,
-  // cuCtxSetCurrent and aoti_torch_get_current_cuda_stream (or 0).
+  // Implemented in Python. Returns why the GPU cannot be used, or its properties: capability,
+  // multiprocessors, shared memory per block and per multiprocessor, its context, and the
+  // addresses of cuLaunchKernel, cuCtxSetCurrent and aoti_torch_get_current_cuda_stream (or 0).
   m.def("prepare_gpu(int device) -> (str, int[])");
   m.def("build_kernel(str source, str defines, str entry, int device) -> int");
   m.def("expect_kernel(str source, str defines, int device) -> ()");

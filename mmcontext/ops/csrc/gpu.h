@@ -1,4 +1,4 @@
-// What operators need to run CUDA kernels: the GPU, and launches on its current stream.
+// What operators need to run CUDA kernels: a GPU, and launches on its current stream.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -11,11 +11,11 @@
 
 namespace mmcontext {
 
-// The GPU that a tensor is on. Tensors of the CPU stand for those of a GPU in tests and where the
-// host's share of the time is measured: see set_host_launcher.
+// The GPU that a tensor is on. CPU tensors stand in for GPU tensors in tests, and where the host
+// overhead is measured: see set_host_launcher.
 int64_t gpu_index(const at::Tensor& t);
 
-// Why kernels cannot run on the GPU with this index; empty where they can.
+// Why kernels cannot run on the GPU with this index; empty if they can.
 const std::string& gpu_refusal(int64_t device);
 
 const CudaDevice& gpu_limits(int64_t device);
@@ -23,10 +23,10 @@ const CudaDevice& gpu_limits(int64_t device);
 // Whether a kernel has been compiled and loaded.
 bool is_built(int64_t device, const CudaLaunch& launch);
 
-// Begin to compile a kernel that will be launched soon.
+// Starts compiling a kernel that will be launched soon.
 void expect_kernel(int64_t device, const CudaLaunch& launch);
 
-// Launch in order on the GPU's current stream; kernels that are new are compiled first.
+// Launches in order on the GPU's current stream; new kernels are compiled first.
 void launch_on_gpu(int64_t device, const std::vector<CudaLaunch>& launches);
 
 }  // namespace mmcontext

@@ -13,15 +13,15 @@
 namespace mmcontext {
 namespace {
 
-// Has the kernels of a new forward pass' gradients compiled in the background: the backward pass
-// will ask for them next, laid out as the operands are.
+// Starts compiling the gradient kernels of a new forward pass in the background: the backward pass
+// will need them next, probably with the layouts of these operands.
 void expect_gradients(int64_t device, const CudaProblem& forward) {
   CudaProblem of_x = forward, of_w = forward;
   of_x.task = Task::kGradInput;
   std::swap(of_x.source, of_x.target);
   of_w.task = Task::kGradWeight;
   std::swap(of_w.kernel, of_w.target);
-  // The gradient of the kernels is written by rows.
+  // The gradient of the kernels is written row-major.
   const int64_t row = forward.out_cols, tap = row * forward.out_rows;
   const int64_t group = tap * forward.kernel_h * forward.kernel_w;
   of_w.target = {forward.kernel.address, group * forward.groups, group, tap, row, 1};
@@ -51,7 +51,8 @@ CudaProblem problem_of(Task task, const Tensor& source, const Tensor& kernel,
           g.dilation[0], g.dilation[1], g.interleaved};
 }
 
-// A map that the fast kernels read: by planes or by pixels. An expanded gradient, say, is not.
+// A map in a layout that the fast kernels read: planar or channels-last. An expanded gradient, for
+// example, has to be copied.
 Tensor dense(const Tensor& map) {
   if (map.stride(3) == 1 || map.stride(1) == 1 || map.size(3) == 1) return map;
   return map.contiguous();
@@ -82,7 +83,7 @@ TORCH_LIBRARY_FRAGMENT(mmcontext_native, m) {
           try {
             mmcontext::set_cuda_tiles(text);
           } catch (const std::invalid_argument& error) {
-            // torch 2.15 makes a RuntimeError of it.
+            // torch 2.15 turns std::invalid_argument into a RuntimeError.
             TORCH_CHECK_VALUE(false, error.what());
           }
         });

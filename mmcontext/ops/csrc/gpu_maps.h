@@ -1,4 +1,4 @@
-// What operators on channels-last maps of a GPU have in common.
+// Helpers shared by the operators on channels-last maps on a GPU.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -16,10 +16,10 @@ inline uint64_t address_of(const at::Tensor& t) {
   return t.defined() ? reinterpret_cast<uint64_t>(t.data_ptr()) : 0;
 }
 
-// Whether an operator has to be differentiable; undefined tensors are passed over.
+// Whether a gradient is needed for any of the operands; undefined tensors are ignored.
 bool wants_gradient(std::initializer_list<const at::Tensor*> operands);
 
-// A gradient as its map is: of one type, channels-last.
+// The gradient in its map's dtype and channels-last.
 at::Tensor dense_gradient(const at::Tensor& grad, const at::Tensor& like);
 
 // An uninitialised channels-last map.
@@ -28,11 +28,11 @@ at::Tensor empty_pixels(at::IntArrayRef sizes, const at::Tensor& like);
 // Compile options of a kernel: -DNAME=value ...
 std::string defines(std::initializer_list<std::pair<const char*, int64_t>> options);
 
-// The method that is asked for, or that the environment variable says where it is empty.
+// The method asked for; if that is empty, the one that the environment variable names.
 std::string chosen_method(const char* variable, c10::string_view method);
 
-// Why kernels for channels-last maps [B, C, H, W] with vectors of 16 bytes cannot serve x; empty
-// where they can. on_host: for tensors of the CPU, which stand for those of a GPU.
+// Why the kernels for channels-last maps [B, C, H, W] with 16-byte vectors do not support x; empty
+// if they do. on_host: x is a CPU tensor that stands in for a GPU tensor.
 std::string map_refusal(const at::Tensor& x, bool on_host);
 
 }  // namespace mmcontext

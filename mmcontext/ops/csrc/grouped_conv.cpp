@@ -1,5 +1,5 @@
-// A convolution of narrow groups on a GPU's tensor cores: the operator, its derivative, autocast.
-// Schema, shape function and the choice of it stand in grouped_conv.py.
+// Convolution with narrow groups on tensor cores: the operator, its derivative, autocast. The
+// schema, the shape function and the choice of this operator are in grouped_conv.py.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -102,7 +102,7 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
     const std::array<bool, 3> want{ctx->needs_input_grad(0), ctx->needs_input_grad(1), want_bias};
     variable_list result(6);
     if (at::GradMode::is_enabled() || !takes_grouped(x, call.on_host)) {
-      // Standard functions, which have derivatives themselves.
+      // For a gradient of gradients: standard, differentiable functions.
       const int64_t pad = w.size(2) / 2;
       const int64_t stride[] = {call.stride, call.stride}, padding[] = {pad, pad};
       const int64_t one[] = {1, 1}, none[] = {0, 0}, outs[] = {w.size(0)};
@@ -147,14 +147,14 @@ Tensor autocast_kept(const Tensor& t) {
 }  // namespace mmcontext
 
 TORCH_LIBRARY_FRAGMENT(mmcontext_native, m) {
-  // In and out channels of a group, groups, kernel, stride.
+  // input and output: channels per group.
   m.def("grouped_conv_refusal(int input, int output, int groups, int kernel, int stride) -> str",
         [](int64_t in, int64_t out, int64_t groups, int64_t kernel, int64_t stride) {
           return mmcontext::grouped_refusal(static_cast<int>(in), static_cast<int>(out),
                                             static_cast<int>(groups), static_cast<int>(kernel),
                                             static_cast<int>(stride));
         });
-  // Estimated microseconds of the forward pass and both gradients on a GPU (-1: an H100).
+  // Estimated microseconds of the forward pass and each gradient on a GPU (-1: an H100).
   m.def("grouped_conv_microseconds(int input, int output, int groups, int kernel, int stride, "
         "int batch, int rows, int cols, int device) -> float[]",
         [](int64_t in, int64_t out, int64_t groups, int64_t kernel, int64_t stride,

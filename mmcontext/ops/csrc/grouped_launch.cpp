@@ -1,4 +1,4 @@
-// Plans of convolutions of narrow groups, kept by geometry, and their launches.
+// Plans for convolutions with narrow groups, cached by geometry, and their launches.
 #include <array>
 #include <map>
 #include <memory>
@@ -48,8 +48,8 @@ GroupedProblem problem_of(GroupedTask task, const Tensor& w, at::IntArrayRef x,
           narrow(call.stride), narrow(x[0]), narrow(x[2]), narrow(x[3]), bias};
 }
 
-// A map that is read and written by 16 bytes of neighbouring channels: a channels-last one, or
-// channels of a larger one.
+// A map that can be read and written in vectors of 16 bytes of neighbouring channels: a
+// channels-last one, or a slice of the channels of a larger one.
 Tensor readable(const Tensor& map) {
   bool fits = map.stride(1) == 1 && reinterpret_cast<uintptr_t>(map.data_ptr()) % 16 == 0;
   for (const int dim : {0, 2, 3}) fits = fits && (map.size(dim) == 1 || map.stride(dim) % 8 == 0);

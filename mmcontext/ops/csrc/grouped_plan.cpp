@@ -8,17 +8,17 @@
 namespace mmcontext {
 namespace {
 
-// Registers of a thread that hold operands: where two or more blocks share a multiprocessor, and
-// at most.
+// Registers per thread that hold operands: if two or more blocks are to share a multiprocessor,
+// and at most.
 constexpr int kFewRegisters = 104, kMostRegisters = 176;
 constexpr int kOtherRegisters = 24;
 constexpr int kWarps = 4, kMostWarps = 16;            // of a block
-// Estimated: matrix products and bytes of a cycle of a multiprocessor, cycles between parts.
+// Estimates per multiprocessor: matrix products and bytes per cycle, cycles between parts, MHz.
 constexpr double kProducts = 0.5, kBytes = 20, kBetween = 1500, kClock = 1700;
 
 int divided_up(int a, int b) { return (a + b - 1) / b; }
 
-// How source and target rows (and columns) belong together; as in cuda/grouped.cuh.
+// Which source rows (and columns) belong to which target rows; as in cuda/grouped.cuh.
 struct Reach {
   bool transposed;
   int kernel, stride;
@@ -35,7 +35,7 @@ struct Reach {
   }
 };
 
-// What is compiled in.
+// The compile-time parameters.
 struct Form {
   int source = 0, target = 0;          // channels of a group
   int strip = 0, run = 0, tiles = 0, parts = 0, rows = 0, splits = 1, groups = 0;
@@ -53,13 +53,13 @@ Reach reach_of(const GroupedProblem& p) {
   return {p.task == GroupedTask::kGradInput, p.kernel, p.stride};
 }
 
-// The strip with the fewest matrix products for a column of the target; 0 where there is none.
+// The strip with the fewest matrix products per target column; 0 if none is possible.
 int best_strip(GroupedTask task, const Reach& reach, int source, int target) {
   int best = 0;
   double least = std::numeric_limits<double>::max();
   for (int strip = 1; strip <= 16; ++strip) {
     if (reach.transposed && strip % reach.stride) continue;
-    // Windows begin where 8 bytes can be loaded, those of ldmatrix where 16 can.
+    // Windows have to be aligned to 8 bytes, those loaded by ldmatrix to 16.
     if (2 * reach.step(strip) * source % (is_weight(task) ? 16 : 8)) continue;
     if (strip * target % 8) continue;
     const int steps = divided_up(reach.seen(strip) * source, 16);
@@ -72,10 +72,10 @@ int best_strip(GroupedTask task, const Reach& reach, int source, int target) {
   return best;
 }
 
-// Splits the work of a group over warps so that its operands fit in registers.
+// Splits the work of a group among warps such that the operands fit in registers.
 bool fit_registers(const GroupedProblem& p, const Reach& reach, Form& form) {
   const int tiles = form.strip * form.target / 8;
-  const bool pairs = reach.transposed && reach.stride == 2;  // runs begin in even rows
+  const bool pairs = reach.transposed && reach.stride == 2;  // runs begin on even rows
   const std::array<int, 2> runs = pairs ? std::array<int, 2>{4, 2} : std::array<int, 2>{7, 4};
   for (const int most : {kFewRegisters, kMostRegisters}) {
     for (int parts = 1; parts <= std::min(tiles, 4); ++parts) {
@@ -100,11 +100,12 @@ bool fit_registers(const GroupedProblem& p, const Reach& reach, Form& form) {
   return false;
 }
 
-// Groups of a block: pixels of which 16 bytes are stored, and enough warps.
+// Chooses the groups per block: a pixel has to be stored in vectors of 16 bytes, and a block needs
+// enough warps.
 bool fit_groups(const GroupedProblem& p, Form& form) {
   for (int groups = 1; groups <= p.groups; ++groups) {
     if (p.groups % groups) continue;
-    // Single channels are loaded by 4 or 8 groups.
+    // Groups of a single channel are loaded 4 or 8 at a time.
     const bool single = form.source == 1 || (is_weight(p.task) && form.target == 1);
     if (single && groups % 4) continue;
     if (!is_weight(p.task) && groups * form.target % 8) continue;
@@ -126,7 +127,7 @@ bool find_form(const GroupedProblem& p, Form& form) {
   return fit_registers(p, reach, form) && fit_groups(p, form);
 }
 
-// Cycles of the loads of 16 slots at a time, by the banks that they share.
+// Cycles of the loads from shared memory, by the bank conflicts between slots.
 int bank_cycles(bool weight, int slots, int runs, int run_bytes,
                 int strip_bytes) {
   const int width = weight ? 16 : 8, at_once = weight ? 8 : 4, words = weight ? 1 : 4;
@@ -142,7 +143,7 @@ int bank_cycles(bool weight, int slots, int runs, int run_bytes,
   return cycles;
 }
 
-// A row's bytes in shared memory: those that it needs and some for which slots meet no bank twice.
+// The pitch of a row in shared memory, in bytes, padded for the fewest bank conflicts.
 int best_pitch(bool weight, int slots, int runs, int rows_of_run,
                int strip_bytes, int needed) {
   int best = 0, least = std::numeric_limits<int>::max();
@@ -157,19 +158,19 @@ int best_pitch(bool weight, int slots, int runs, int rows_of_run,
   return best;
 }
 
-// Groups begin 16 bytes further in the banks than the group before.
+// The pitch of a group: each group begins 16 bytes further into the banks than the one before.
 int group_pitch(int rows, int row_pitch) {
   const int bytes = rows * row_pitch;
   return bytes + (128 + 16 - bytes % 128) % 128;
 }
 
-// Sizes of a block's part of the target, and the shared memory that it takes.
+// Sizes of a block's part of the target, and the shared memory that it needs.
 struct Part {
   StagedPart source, target;
   int runs, strips, target_offset, zeros_offset, shared_bytes;
 };
 
-// `lean`: with the smallest pitches, which takes less time to say.
+// `lean`: with the smallest pitches, which are faster to compute.
 Part part_of(const GroupedProblem& p, const Form& form, int runs, int strips, bool lean) {
   const Reach reach = reach_of(p);
   const bool weight = is_weight(p.task);
@@ -206,7 +207,7 @@ Part part_of(const GroupedProblem& p, const Form& form, int runs, int strips, bo
   return part;
 }
 
-// Matrix products and loads of operands that a warp makes for 16 slots.
+// Matrix products and operand loads of a warp for 16 slots.
 std::array<int, 2> counted(const GroupedProblem& p, const Form& form) {
   const Reach reach = reach_of(p);
   const int rows = is_weight(p.task) ? form.rows : p.kernel;
@@ -233,7 +234,7 @@ Choice choose(const GroupedProblem& p, const CudaDevice& device) {
                                  device.shared_per_multiprocessor / form.blocks() - 1024);
   best.cycles = std::numeric_limits<double>::max();
   const int most_runs = divided_up(rows, form.run), most_strips = divided_up(cols, form.strip);
-  // (Other numbers of blocks have the same parts.)
+  // Numbers of blocks that lead to the same part size are skipped.
   for (int row_blocks = 1, runs = most_runs, before = 0; row_blocks <= most_runs;
        ++row_blocks, runs = divided_up(most_runs, row_blocks)) {
     if (std::exchange(before, runs) == runs) continue;
@@ -341,7 +342,7 @@ GroupedPlan plan_grouped(const GroupedProblem& p, const CudaDevice& device) {
   const int64_t together =
       std::max(1, device.multiprocessors * form.blocks() / std::max(1, sets));
   const int64_t each = std::max<int64_t>(1, (items + together - 1) / together);
-  // (No part fits where a GPU has too little shared memory.)
+  // No part fits if the GPU has too little shared memory.
   plan.parts = items ? static_cast<int>((items + each - 1) / each) : 0;
   const bool weight = is_weight(p.task);
   plan.main = {weight ? "grouped_weight.cu" : "grouped_map.cu", defines_of(p, form),

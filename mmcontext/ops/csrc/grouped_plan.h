@@ -20,17 +20,17 @@ struct GroupedProblem {
   int bias;                            // whether one is added
 };
 
-// Where a launch has the addresses and strides of tensors, the plan leaves zeros.
+// The plan leaves the addresses and strides of tensors zero; the launch fills them in.
 struct GroupedPlan {
-  CudaLaunch main, sum;                // sum: of the gradient of w only
+  CudaLaunch main, sum;                // sum: for the gradient of w only
   GroupedParameters parameters;
-  int parts;                           // of the gradient of w; 0: nothing fits on the GPU
+  int parts;                           // for the gradient of w; 0: no tile fits on the GPU
 };
 
-// Why groups of these channels are not served, from `kernel` to `groups` of a problem; or empty.
+// Why groups of this shape are not supported; empty if they are. Arguments as in GroupedProblem.
 std::string grouped_refusal(int in, int out, int groups, int kernel, int stride);
 
-// Estimated microseconds of a problem that is served, on the GPU for which it is planned.
+// Estimated microseconds for a supported problem on this GPU.
 double grouped_microseconds(const GroupedProblem& problem, const CudaDevice& device);
 
 GroupedPlan plan_grouped(const GroupedProblem& problem, const CudaDevice& device);

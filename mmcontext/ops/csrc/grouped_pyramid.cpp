@@ -1,5 +1,6 @@
-// Several convolutions of one map, side by side in one channels-last result: those of narrow
-// groups write their channels of it, read theirs of its gradient, and add to one gradient of x.
+// Several convolutions of one map, concatenated in one channels-last result. Those with narrow
+// groups write their slice of its channels, read theirs of its gradient, and accumulate into one
+// gradient of x.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -28,7 +29,7 @@ const c10::TypedOperatorHandle<Forward>& forward_op() {
   return op;
 }
 
-// Everything about a call but its tensors; a value per level.
+// Everything about a call except its tensors; one value per level.
 struct Levels {
   int64_t stride;
   std::vector<int64_t> paddings, dilations, groups, direct;

@@ -9,9 +9,9 @@
 
 namespace mmcontext {
 
-// The tensor, not written yet. malloc maps blocks of this size anew each time, and to write them
-// for the first time in pages of 4 KiB takes longer than what is computed; advice to the kernel,
-// without effect where it knows no huge pages.
+// Advises the operating system to back a tensor that is not written yet with huge pages. malloc
+// maps blocks of this size anew each time, and the page faults of the first write take longer in
+// pages of 4 KiB than the computation. Without effect where huge pages are not supported.
 inline at::Tensor on_huge_pages(at::Tensor fresh) {
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t kLeast = uintptr_t(32) << 20, kPage = uintptr_t(2) << 20;

@@ -1,4 +1,4 @@
-// The sets of kernels that this machine can run.
+// The sets of kernels, one per instruction set, that this machine can run.
 #pragma once
 
 #include <vector>
@@ -10,7 +10,7 @@ namespace mmcontext {
 // All of them, the widest first.
 std::vector<const Kernels*> available_kernels();
 
-// The sets that a call may use, the widest first: one where MMCONTEXT_CPU_ISA names it.
+// The sets that a call may use, the widest first; only one if MMCONTEXT_CPU_ISA names it.
 std::vector<const Kernels*> allowed_kernels();
 
 }  // namespace mmcontext

@@ -1,4 +1,4 @@
-// Interface between the torch-facing code and the kernels, one set of which is compiled per
+// Interface between the code that knows torch and the kernels, which are compiled once per
 // instruction set. Plain data only: nothing here may be instantiated with wider instructions
 // than the machine has.
 #pragma once
@@ -11,7 +11,7 @@
 
 namespace mmcontext {
 
-// Does units [begin, end) of a plan in a thread's scratch.
+// Runs units [begin, end) of a plan, in a thread's scratch.
 template <class Plan> using Kernel = void(const Plan& plan, int64_t begin, int64_t end,
                                           char* scratch);
 
@@ -19,7 +19,7 @@ struct Kernels {
   const char* name;
   int64_t vector_bytes;
   int64_t wide_channels;               // PixelBlock: channels per step
-  int64_t conv_outputs;                // outputs of a convolution taken at a time at most
+  int64_t conv_outputs;                // most outputs per block of a convolution
   Kernel<PlanarSum>* planar_sum;
   Kernel<PlanarGradWeight>* planar_grad_weight;
   Kernel<PixelBlock>*pixel_block, *pixel_block_grad_weight;
@@ -27,7 +27,7 @@ struct Kernels {
   Kernel<PixelInterleavedGradWeight>* pixel_interleaved_grad_weight;
   Kernel<Convolution>* convolve;
   void (*affine)(const Affine& plan, int64_t begin, int64_t end);  // rows
-  // Sums of distances from the centre, or of their squares: of a row; of some pixels.
+  // Sums of (value - centre), or of its square: over a row; per channel over some pixels.
   double (*row_sum)(const float* from, int64_t count, float centre, bool squares);
   void (*pixel_sums)(const float* from, int64_t pixels, int64_t channels, const float* centre,
                      float* to, bool squares);

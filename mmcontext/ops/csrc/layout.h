@@ -1,18 +1,17 @@
-// Memory layouts of maps [B, C, H, W]; mmcontext/ops/layout.py has the same two rules.
+// Memory layouts of maps [B, C, H, W]. Keep in step with mmcontext/ops/layout.py.
 #pragma once
 
 #include <ATen/ATen.h>
 
 namespace mmcontext {
 
-// Whether a map's pixels lie one after another, each with all of its channels: what kernels that
-// walk by pixels can read.
+// Whether a map is dense channels-last, as the kernels that go pixel by pixel require.
 inline bool lies_by_pixel(const at::Tensor& map) {
   return map.is_contiguous(at::MemoryFormat::ChannelsLast);
 }
 
-// The layout of a map, which what is made from it gets too. A map of one channel or of one pixel
-// is contiguous and channels-last at once: it counts as contiguous.
+// The layout of a map, which results computed from it share. A map with one channel or one pixel
+// is both contiguous and channels-last; it counts as contiguous.
 inline at::MemoryFormat layout_of(const at::Tensor& map) {
   return !map.is_contiguous() && lies_by_pixel(map) ? at::MemoryFormat::ChannelsLast
                                                     : at::MemoryFormat::Contiguous;

@@ -1,4 +1,4 @@
-// The local aggregation of torch's tensors on the CPU.
+// The local aggregation of torch tensors on the CPU.
 #include "local_aggregation.h"
 
 #include <torch/library.h>

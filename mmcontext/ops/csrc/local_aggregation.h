@@ -1,4 +1,4 @@
-// What the operators of the local aggregation and those who run them have in common.
+// Interface between the operators of the local aggregation and the code that runs them.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -18,7 +18,7 @@ struct Geometry {
   bool interleaved;
 };
 
-// Whether the kernels, on either kind of device, know a dtype.
+// Whether the kernels, on CPU and GPU alike, support a dtype.
 inline bool has_storage(at::ScalarType type) {
   return type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf;
 }

@@ -1,4 +1,4 @@
-// Norms at inference as factors and summands, the pass that applies them, and means.
+// Norms at inference as scale and shift, the pass that applies them, and means.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
@@ -42,14 +42,14 @@ ScaleAndShift Norm::of_batch(int64_t channels) const {
 
 namespace {
 
-// What a thread should at least have to do, in elements; pixels summed in one go.
+// Least work per thread, in elements; pixels per partial sum.
 constexpr int64_t kGrain = 16384, kChunk = 64;
 
 int64_t grain(int64_t length) {
   return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, length));
 }
 
-// The widest set whose vectors fill the rows of a channels-last tensor, if there is one.
+// For a channels-last tensor the widest set whose vectors divide its rows evenly, if there is one.
 const Kernels& kernels_for(const Tensor& x) {
   const std::vector<const Kernels*> sets = allowed_kernels();
   if (lies_by_pixel(x)) {
@@ -60,7 +60,7 @@ const Kernels& kernels_for(const Tensor& x) {
   return *sets.front();
 }
 
-// Sums over each group of each sample of the distances from its centre, or of their squares.
+// Sums of (value - centre), or of its square, over each group of each sample.
 std::vector<double> group_sums(const Tensor& x, int64_t groups, const std::vector<float>& centre,
                                bool squares) {
   const int64_t batch = x.size(0), channels = x.size(1), plane = x.size(2) * x.size(3);
@@ -97,7 +97,7 @@ std::vector<double> group_sums(const Tensor& x, int64_t groups, const std::vecto
   return sums;
 }
 
-// Whether a map is one that the kernels read, without gaps.
+// Whether a map is one that the kernels read: dense float32.
 bool is_map(const Tensor& x) {
   return x.dim() == 4 && x.scalar_type() == at::kFloat && (x.is_contiguous() || lies_by_pixel(x));
 }
@@ -149,7 +149,7 @@ void scale_and_add(const Tensor& x, const ScaleAndShift& by, const MaybeTensor& 
                    Activation activation, const Tensor& out) {
   Affine plan{};
   plan.activation = activation;
-  plan.by_pixel = lies_by_pixel(x);  // Its rows are the longer ones where both hold.
+  plan.by_pixel = lies_by_pixel(x);  // If x is contiguous too: the longer rows.
   plan.source = x.const_data_ptr<float>();
   plan.residual = residual ? residual->const_data_ptr<float>() : nullptr;
   plan.scale = by.scale.data();

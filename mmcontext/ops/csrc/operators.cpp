@@ -1,6 +1,6 @@
 // The operators of the local aggregation: checks, choice of a backend, derivatives, autocast.
-// Their schemas, their fake kernels and the backends that are written in Python stand in
-// local_aggregation/*.py; a call that falls to the compiled kernels does not enter Python.
+// Their schemas, their fake kernels and the backends written in Python are in
+// local_aggregation/*.py; a call that the compiled kernels serve does not enter Python.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -42,9 +42,9 @@ const c10::TypedOperatorHandle<GradWeight>& grad_weight_op() {
   return op;
 }
 
-// Who serves a call: the backends 'native' and 'cuda', or one of those in Python, which also
-// say what is wrong with operands that nobody can serve. 'null' prepares a launch on a GPU and
-// leaves it out.
+// Which backend serves a call: 'native', 'cuda', or one of those in Python, which also report
+// what is wrong with operands that no backend supports. 'null' prepares a launch on a GPU but does
+// not make it.
 enum class Served { kCpu, kGpu, kPython };
 
 Served served_by(const Tensor& a, const Tensor& b, string_view backend) {
@@ -67,8 +67,8 @@ struct Sizes {
   int64_t groups, taps, out_rows, out_cols;
 };
 
-// What would read or write beyond a tensor. Callers of the Python functions have been told in
-// more words.
+// Guards against reads and writes beyond a tensor. The Python functions have checked their
+// arguments before, with better messages.
 void check_sizes(const Sizes& s, const Geometry& g, const Tensor& map, const Tensor& kernels) {
   const IntArrayRef pairs[] = {g.kernel, g.stride, g.padding, g.dilation};
   for (int i = 0; i < 4; ++i) {
@@ -162,7 +162,7 @@ Tensor grad_weight(const Tensor& grad, const Tensor& x, c10::SymInt groups, IntA
                     "grad must be [B, C, Ho, Wo], got shape ", grad.sizes());
   const int64_t taps = kernel[0] * kernel[1];
   check_sizes({x.sizes(), count, taps, grad.size(2), grad.size(3)}, geometry, grad, {});
-  // The CUDA kernels write them by rows, whatever the layout of the maps.
+  // The CUDA kernels write them row-major, whatever the layout of the maps.
   Tensor w = where == Served::kGpu
                  ? at::empty({x.size(0), count, taps, grad.size(2), grad.size(3)}, x.options())
                  : empty_feature(x, count * taps, grad.size(2), grad.size(3))
@@ -171,7 +171,7 @@ Tensor grad_weight(const Tensor& grad, const Tensor& x, c10::SymInt groups, IntA
   return w;
 }
 
-// Everything about a call but its tensors, kept for the backward pass.
+// Everything about a call except its tensors, saved for the backward pass.
 struct Options {
   std::vector<int64_t> kernel, stride, padding, dilation;
   bool interleaved;
@@ -211,7 +211,7 @@ struct Call {
       default: return grad_weight(a, b, groups);
     }
   }
-  // Gradients of (a, b) for the cotangent `g` of the result; only those wanted.
+  // Gradients of (a, b) for the cotangent `g` of the result; only those that are needed.
   variable_list backward(const Tensor& g, const Tensor& a, const Tensor& b, bool want_a,
                          bool want_b) const {
     variable_list grads(2);
@@ -292,7 +292,7 @@ Tensor grad_weight_autograd(const Tensor& grad, const Tensor& x, c10::SymInt gro
                         padding, dilation, interleaved, backend);
 }
 
-// Brings the operands to autocast's dtype; float64 is left alone.
+// Casts the operands to autocast's dtype, except float64.
 Tensor forward_autocast(const Tensor& x, const Tensor& w, IntArrayRef kernel, IntArrayRef stride,
                         IntArrayRef padding, IntArrayRef dilation, bool interleaved,
                         string_view backend) {

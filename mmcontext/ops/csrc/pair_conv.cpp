@@ -1,5 +1,5 @@
-// The 1x1 convolution of two channels-last maps that are never put together: one product of
-// matrices for each, the second added to the first where it is written.
+// The 1x1 convolution of two channels-last maps without concatenating them: one matrix product for
+// each, the second of which accumulates onto the first.
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -29,8 +29,8 @@ Tensor map_of(const Tensor& pixels, const Tensor& like) {
       .permute({0, 3, 1, 2});
 }
 
-// The part of [2, Co, C] that one group of the weight fills; its channels of the two maps
-// alternate, those of a single group stand one map after the other.
+// The part of [2, Co, C] that one group of the weight fills. With several groups the channels of
+// the two maps alternate; with one, those of the second map follow those of the first.
 Tensor block(const Tensor& matrices, int64_t group, int64_t groups) {
   const int64_t outputs = matrices.size(1) / groups, inputs = matrices.size(2) / groups;
   return matrices.narrow(1, group * outputs, outputs).narrow(2, group * inputs, inputs);
@@ -42,7 +42,7 @@ Tensor weight_of(const Tensor& weight, int64_t group, int64_t groups) {
                      : own.view({outputs, inputs, 2}).permute({2, 0, 1});
 }
 
-// [2, Co, C]: for each map a matrix, zero between the groups.
+// [2, Co, C]: a block-diagonal matrix for each map.
 Tensor matrices_of(const Tensor& weight, int64_t groups, at::ScalarType type) {
   const int64_t size[] = {2, weight.size(0), weight.size(1) / 2 * groups};
   const auto options = weight.options().dtype(type);
@@ -121,7 +121,7 @@ std::string refusal(const Tensor& x, const Tensor& other, bool on_host) {
   return reason;
 }
 
-// Nothing where it does not serve.
+// Nothing if it does not support the operands.
 c10::optional<Tensor> pair_conv(const Tensor& x, const Tensor& other, const Tensor& weight,
                                 int64_t groups, c10::string_view method) {
   const std::string chosen = chosen_method(kSwitch, method);

@@ -1,5 +1,5 @@
-// The threads that units of work are divided among: torch's, or those of the program that the kernels
-// are linked into without torch.
+// The threads that share the units of work: torch's or, where the kernels are built without torch,
+// those of the host program.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace mmcontext {
 
-// Calls work(begin, end) until all units are done.
+// Calls work(begin, end) on ranges that cover all units.
 #ifndef MMCONTEXT_WITHOUT_TORCH
 template <class Work> void parallel_for(int64_t units, const Work& work) {
   at::parallel_for(0, units, 1, work);

@@ -1,30 +1,30 @@
-// Plans of the kernels for channels-last tensors (pixel*.inc).
+// Plans for the kernels for channels-last tensors (pixel*.inc).
 #pragma once
 
 #include "aggregation.h"
 
 namespace mmcontext {
 
-// A piece of work: some rows of the output of some groups.
+// A unit of work: some rows of the output of some groups.
 struct PixelPlan : Aggregation {
   int64_t parts;                       // of the groups
   int64_t strip, strips;               // rows at a time
   int64_t units;
 };
 
-// Groups of neighbouring channels. Of the gradient of the kernels: without scratch.
+// Groups of neighbouring channels. The gradient of the kernels needs no scratch.
 struct PixelBlock : PixelPlan {
-  int64_t kept_rows;                   // of kernels, as float32; 0 where they are read in place
+  int64_t kept_rows;                   // of kernels, as float32; 0 if they are read in place
   Buffer kernel_rows;                  // float [kept_rows, columns, taps]
 };
 
-// A term of the sum at one pixel: where its source and its kernels lie.
+// A term of the sum at one pixel: pointers to its source and its kernels.
 template <class T> struct PixelTap {
   const T* x;
   const float* w;
 };
 
-// Groups of every groups-th channel, forward and gradient of the input.
+// Interleaved groups, each of every `groups`-th channel; forward and gradient of the input.
 struct PixelInterleaved : PixelPlan {
   int64_t turned_rows;                 // of kernels that a strip uses
   Buffer turned;                       // float [turned_rows, columns, taps, groups]
@@ -32,7 +32,7 @@ struct PixelInterleaved : PixelPlan {
   Buffer sources;                      // PixelTap [taps]: the indirection buffer
 };
 
-// The same, gradient of the kernels.
+// The same for the gradient of the kernels.
 struct PixelInterleavedGradWeight : PixelPlan {
   Buffer sums;                         // float [taps, lanes]
   Buffer widened;                      // float [lanes, taps]

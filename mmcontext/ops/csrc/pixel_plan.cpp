@@ -1,4 +1,4 @@
-// Plans of the kernels for channels-last tensors: what they serve, and what they need for it.
+// Plans for the kernels for channels-last tensors: what they support, and what scratch they need.
 #include <algorithm>
 
 #include "plans.h"
@@ -8,7 +8,7 @@
 namespace mmcontext {
 namespace {
 
-// Rows at a time: about four pieces of work a thread.
+// Chooses the rows per unit, for about four units of work per thread.
 void divide(PixelPlan& plan, int64_t parts) {
   plan.parts = parts;
   plan.strip = std::max<int64_t>(1, std::min<int64_t>(8, plan.batch * parts * plan.out_rows /
@@ -70,7 +70,7 @@ bool run_interleaved_grad_weight(const Aggregation& call, const Kernels& set) {
   return true;
 }
 
-// Whether an operand lies pixel by pixel, its channels (or groups and taps) without a gap.
+// Whether an operand is channels-last, its channels (or groups and taps) without gaps.
 bool lies_by_pixel(const Operand& o, int64_t taps) {
   return taps == 0 ? o.channel == 1 : o.tap == 1 && o.channel == taps;
 }

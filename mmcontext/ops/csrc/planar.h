@@ -1,12 +1,12 @@
-// Plans of the kernels that copy tiles of their operands into scratch (planar*.inc).
+// Plans for the kernels that pack tiles of their operands into scratch (planar*.inc).
 #pragma once
 
 #include "aggregation.h"
 
 namespace mmcontext {
 
-// One term of the sum: kernel plane `tap` read at (row + ker_y, col + ker_x) times the source
-// read `offset` elements after the output pixel's place in the packed source.
+// One term of the sum: kernel plane `tap` at (row + ker_y, col + ker_x), times the packed source
+// at `offset` elements from the output pixel's position.
 struct Tap {
   int64_t tap, ker_y, ker_x, offset;
   int64_t mask;  // index of the validity mask for this ker_x
@@ -24,17 +24,17 @@ struct Phase {
   const int64_t* mask_shift;           // ker_x of each mask
 };
 
-// What both have in common: the output in strips of rows and tiles of columns, and the source
-// that a strip and tile read, packed.
+// What both have in common: the output is cut into strips of rows and tiles of columns, and the
+// source that a strip and tile read is packed.
 struct PlanarPlan : Aggregation {
   bool lattice;                        // taps are a dense kernel_w x kernel_w square
-  int64_t src_step_y, src_step_x;      // of the source, between neighbouring outputs
+  int64_t src_step_y, src_step_x;      // source step between neighbouring outputs
   int64_t phases;
   const Phase* phase;
   int64_t strip, strips, tile, tiles;
   int64_t phase_pitch, row_pitch, channel_pitch;   // of the packed source, in elements
   int64_t units;                       // independent pieces of work
-  Buffer packed_source;                // [channels at a time, channel_pitch], and one vector
+  Buffer packed_source;                // [channels at a time, channel_pitch], plus one vector
 };
 
 // Forward pass and gradient of the input.

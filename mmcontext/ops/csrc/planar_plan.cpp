@@ -1,4 +1,4 @@
-// Plans of the kernels that copy tiles of their operands into scratch.
+// Plans for the kernels that pack tiles of their operands into scratch.
 #include <algorithm>
 #include <vector>
 
@@ -9,7 +9,7 @@
 namespace mmcontext {
 namespace {
 
-// What the phases of a plan point to.
+// The phases of a plan, and the arrays that they point into.
 struct Phases {
   std::vector<Phase> phases;
   std::vector<Tap> taps;
@@ -28,7 +28,7 @@ struct Phases {
   }
 };
 
-// What the largest of the phases has of each.
+// The maximum of each field over the phases.
 Phase largest(const std::vector<Phase>& phases) {
   Phase most{};
   for (const Phase& phase : phases) {
@@ -56,8 +56,8 @@ void add_phase(Phases& to, const Aggregation& call) {
   for (int64_t k = 0; k < phase.taps; ++k) to.taps.push_back({k, 0, 0, 0, 0});
 }
 
-// Taps that reach the pixels whose coordinate is `rest` modulo `stride`, in ascending order of
-// the position p = (coordinate + pad - dilation * k) / stride that they read.
+// The taps k that contribute to the pixels whose coordinate is `rest` modulo `stride`, ordered by
+// the position (coordinate + pad - dilation * k) / stride that they read.
 struct Reach {
   int64_t tap, offset;
 };
@@ -99,16 +99,16 @@ void add_gradient_phase(Phases& to, const Aggregation& call, int64_t y, int64_t 
 }
 
 int64_t pitch_without_aliasing(int64_t pitch, int64_t element) {
-  // Channels a multiple of 1 KiB apart would fall into few sets of the first-level cache.
+  // Channels a multiple of 1 KiB apart would map to few sets of the L1 cache.
   return (pitch * element) % 1024 == 0 ? pitch + 64 / element : pitch;
 }
 
-// Strips and tiles, and how a strip and tile of the source is packed.
+// Chooses strips and tiles, and how the source of a strip and tile is packed.
 void divide(PlanarPlan& plan, const Phase& most, int64_t lanes, int64_t element) {
   plan.tiles = std::max<int64_t>(1, ceil_div(most.cols, 160));
   plan.tile = round_to(std::max<int64_t>(1, ceil_div(most.cols, plan.tiles)), lanes);
   plan.tiles = std::max<int64_t>(1, ceil_div(most.cols, plan.tile));
-  // Strips of about 15 rows, fewer where there are not enough units for all threads.
+  // Strips of about 15 rows, fewer if there would not be enough units for all threads.
   const int64_t others = plan.batch * plan.groups * plan.tiles * plan.phases;
   const int64_t wanted = ceil_div(4 * thread_count(), std::max<int64_t>(1, others));
   int64_t strip = std::max<int64_t>(1, std::min<int64_t>(15, ceil_div(most.rows, wanted)));
@@ -123,7 +123,7 @@ void divide(PlanarPlan& plan, const Phase& most, int64_t lanes, int64_t element)
   plan.channel_pitch = pitch_without_aliasing(round_to(rows * plan.row_pitch, 16), element);
 }
 
-// Where the source of each tap lies in the packed source.
+// Computes the offset of each tap in the packed source.
 void place_taps(Phases& of, const PlanarPlan& plan) {
   const bool gradient = plan.task == Task::kGradInput;
   size_t tap = 0;
@@ -140,7 +140,8 @@ void place_taps(Phases& of, const PlanarPlan& plan) {
   }
 }
 
-// Source rows are written a vector at a time, the last of them beyond its end.
+// Room for one more vector: source rows are written a vector at a time, the last one beyond its
+// end.
 Buffer book_source(Ledger& ledger, const PlanarPlan& plan, int64_t channels, int64_t lanes,
                    int64_t element) {
   return ledger.book_bytes((channels * plan.channel_pitch + lanes) * element);

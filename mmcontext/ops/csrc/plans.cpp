@@ -1,4 +1,4 @@
-// The local aggregation on the CPU: what a call asks for, and which kernels do it.
+// The local aggregation on the CPU: describes a call and chooses the kernels for it.
 #include "plans.h"
 
 #include "instruction_sets.h"
@@ -19,7 +19,7 @@ Operand operand(const View& t, int64_t element_bytes) {
   o.channel = stride(1);
   o.tap = kernels ? stride(2) : 0;
   o.row = stride(t.dim - 2);
-  // A single column counts as contiguous: the kernels then load it as any other row.
+  // A single column counts as contiguous: the kernels then load it like any other row.
   o.col = t.sizes[t.dim - 1] == 1 ? 1 : t.strides[t.dim - 1];
   int64_t last = 0;
   for (int64_t d = 0; d < t.dim; ++d) last += (t.sizes[d] - 1) * t.strides[d];
@@ -70,8 +70,8 @@ void run(Task task, Storage storage, const View& source, const View& kernel, con
   const std::vector<const Kernels*> sets = allowed_kernels();
   const Aggregation call = describe(task, storage, source, kernel, target, pairs);
   if (run_by_pixel(call, *sets[0])) return;
-  // Where a channels-last tensor has too few channels for wide vectors, narrower ones are
-  // several times as fast as turning its pixels into planes.
+  // If a channels-last tensor has too few channels for wide vectors, narrower ones are several
+  // times as fast as packing its pixels into planes.
   const bool pixels = call.source.channel == 1;
   if (pixels && sets.size() > 1 && run_by_pixel(call, *sets[1])) return;
   run_planar(call, *sets[0]);

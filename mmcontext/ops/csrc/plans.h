@@ -5,11 +5,11 @@
 
 namespace mmcontext {
 
-// Does the call by the kernels of a set for channels-last tensors and returns true; false where
-// they do not serve it.
+// Runs the call with the channels-last kernels of a set and returns true; returns false if they do
+// not support it.
 bool run_by_pixel(const Aggregation& call, const Kernels& set);
 
-// Does any call.
+// Runs any call.
 void run_planar(const Aggregation& call, const Kernels& set);
 
 // A tensor as the aggregation sees it, without torch: a map [batch, channels, rows, columns] or
@@ -26,17 +26,18 @@ struct Pairs {
   bool interleaved;
 };
 
-// Does a task, see run_on_cpu, by the kernels that serve it best. An empty target is left alone.
+// Runs a task (see run_on_cpu) with the kernels best suited to it. Does nothing if the target is
+// empty.
 void run(Task task, Storage storage, const View& source, const View& kernel, const View& target,
          const Pairs& pairs);
 
-// Whether the kernels of a set are compiled for this size of neighbourhood.
+// Whether there are kernels compiled for this size of neighbourhood.
 inline bool compiled_square(const Aggregation& call) {
   return call.kernel_h == call.kernel_w &&
          (call.kernel_w == 3 || call.kernel_w == 5 || call.kernel_w == 7);
 }
 
-// Whether taps are a dense square that float kernels are compiled for.
+// Whether the taps form a dense square that the float kernels are compiled for.
 inline bool is_lattice(const Aggregation& call) {
   return call.stride_h == 1 && call.stride_w == 1 && call.dilation_h == 1 &&
          call.dilation_w == 1 && call.storage != Storage::kDouble && compiled_square(call);

@@ -1,4 +1,4 @@
-// Whether tensors still have the values that were once noted: many small ones, in one call.
+// Whether tensors still have the values noted earlier: many small tensors in one call.
 #include <torch/library.h>
 #include <ATen/ATen.h>
 
@@ -16,7 +16,7 @@ bool same_values(at::TensorList tensors, const Tensor& noted) {
     const int64_t count = tensor.numel();
     if (start + count > noted.numel()) return false;
     if (tensor.scalar_type() == noted.scalar_type() && tensor.is_contiguous()) {
-      // Bit by bit: NaN counts as itself.
+      // Bitwise, so that NaN equals itself.
       const int64_t size = noted.element_size();
       const char* there = static_cast<const char*>(noted.const_data_ptr()) + start * size;
       if (count && std::memcmp(tensor.const_data_ptr(), there, count * size) != 0) return false;
@@ -32,7 +32,7 @@ bool same_values(at::TensorList tensors, const Tensor& noted) {
 }  // namespace
 }  // namespace mmcontext
 
-// `noted`: the tensors' values, flattened and put together, in their common dtype.
+// `noted`: the values of the tensors, flattened and concatenated, in their common dtype.
 TORCH_LIBRARY_FRAGMENT(mmcontext_native, m) {
   m.def("same_values(Tensor[] tensors, Tensor noted) -> bool");
 }

@@ -1,5 +1,5 @@
-// The memory that threads work in. A plan books every buffer of its kernels in one ledger, which
-// thereby knows the size, and the kernels find each where it was booked.
+// Per-thread scratch memory. A plan books every buffer that its kernels need in one ledger, which
+// adds up the total size; the kernels look each buffer up at its booked offset.
 #pragma once
 
 #include <cstddef>
@@ -23,8 +23,8 @@
 
 namespace mmcontext {
 
-// Bytes of one thread. Every buffer begins at a multiple of 64 bytes; under the address sanitizer
-// what lies between two of them must not be touched.
+// Scratch layout of one thread, in bytes. Every buffer is aligned to 64 bytes; under the address
+// sanitizer the gaps between buffers are poisoned.
 class Ledger {
  public:
   template <class T> Buffer book(int64_t count) { return book_bytes(count * sizeof(T)); }
@@ -67,7 +67,7 @@ class Ledger {
   static size_t line_after(size_t end) { return (end + kGuard + kLine - 1) / kLine * kLine; }
 };
 
-// Memory of a thread; begins at a multiple of 64 bytes.
+// Memory of one thread, aligned to 64 bytes.
 class Scratch {
  public:
   char* at_least(size_t wanted) {
@@ -84,11 +84,11 @@ class Scratch {
   size_t bytes_ = 0;
 };
 
-// What a thread keeps between calls; larger scratch lives for one call only.
+// Scratch up to this size is kept between calls; anything larger is freed after the call.
 constexpr size_t kKeptScratch = size_t(4) << 20;
 inline thread_local Scratch kept_scratch;
 
-// Does all units of a plan, each thread in scratch of its own.
+// Runs all units of a plan, each thread with its own scratch.
 template <class Plan>
 void run_units(const Plan& plan, const Ledger& ledger, Kernel<Plan>* kernel) {
   parallel_for(plan.units, [&](int64_t begin, int64_t end) {

@@ -1,5 +1,5 @@
-// A 1x1 convolution of a channels-last map whose result is contiguous: products of matrices, with
-// no pass over memory for the bias or for another layout, forwards or backwards.
+// A 1x1 convolution of a channels-last map with a contiguous result: matrix products, with no
+// extra pass over memory for the bias or a change of layout, forwards or backwards.
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -15,8 +15,8 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Columns of ones beside the channels, which keep rows of half precision aligned; each meets its
-// share of the bias.
+// Columns of ones appended to the channels; each is multiplied by an equal share of the bias.
+// Eight of them keep the rows aligned in half precision.
 constexpr int64_t kOnes = 8;
 
 // [B, pixels, C] of a channels-last map, without a copy.
@@ -41,7 +41,7 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
     return multiply(r, weight, bias);
   }
 
-  // Of functions that have derivatives themselves.
+  // Made of differentiable functions, so that it can be differentiated again.
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const variable_list kept = ctx->get_saved_variables();

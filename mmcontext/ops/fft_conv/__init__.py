@@ -1,4 +1,4 @@
-"""Convolutions with large kernels: by FFT, directly, or by whichever is cheaper."""
+"""Convolutions with large kernels: by FFT, directly, or whichever is cheaper."""
 from mmcontext.ops.fft_conv.choice import (
     METHOD_VARIABLE,
     MethodChoice,

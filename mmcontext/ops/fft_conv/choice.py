@@ -1,10 +1,10 @@
-"""Which of the two ways to compute a convolution is cheaper here: predicted, or found by trying.
+"""Which of the two ways to compute a convolution is cheaper: predicted or measured.
 
-A fixed limit on the kernel's size is wrong on most machines: the crossing moves by an order of
-magnitude with the number of axes, depth-wise or full, the dtype, the device and whether
-gradients are wanted. A cost model knows these, and two runs that it chooses for do the same sums.
-On request both ways are timed instead, once per bucket of shapes, on the tensors at hand, and the
-result is remembered for the life of the process.
+A fixed threshold on the kernel size is wrong on most machines: the crossover shifts by an order
+of magnitude with the number of axes, depth-wise or full, the dtype, the device and whether
+gradients are needed. A cost model takes these into account, and makes the same choice in every
+run. On request both ways are timed instead, once per bucket of shapes, on the actual tensors, and
+the result is remembered for the life of the process.
 """
 import math
 import time
@@ -22,18 +22,19 @@ from mmcontext.ops.tracing import in_torch_func, is_capturing, is_compiling, is_
 
 METHOD_VARIABLE = 'MMCONTEXT_CONV_METHOD'
 _MEASURE = 'measure'
-# 'model' is what 'auto' was called for a while.
+# 'model' is a former name of 'auto'.
 _METHODS = (_MEASURE, 'fft', 'direct', 'model')
 _IMPLEMENTATIONS = {'fft': fft_conv_impl, 'direct': direct_conv_impl}
 
-# Nanoseconds per multiply-add of the direct way, depth-wise and full, in inference and with the
-# gradients (torch's depth-wise gradients are an order of magnitude slower than its forward on
-# CPU), and the same with a side of the kernel beyond `fast_side`, where oneDNN leaves its fast
-# path; per element, axis and doubling of a transform; per product of spectra, depth-wise and full;
-# of a call by FFT. They only have to be right relative to each other. Those of the CPU are from
-# tools/benchmarks/bench_fft_conv.py. Of CUDA, the transforms' is from a profile of a CKResNet-50
-# step on an H200 (with the copies, casts and products around them, 9 ms for 9e7 points), and the
-# others are estimates: a depth-wise kernel loads two operands a multiply-add from its cache.
+# Costs in nanoseconds, each as (depth-wise, full) where there are two: per multiply-add of the
+# direct way, at inference and with gradients (torch's depth-wise gradients are an order of
+# magnitude slower than its forward on CPU), and the same for kernels with a side beyond
+# `fast_side`, where oneDNN leaves its fast path; per element, axis and doubling of a transform;
+# per product of spectra; per call by FFT. Only their ratios matter. Those for the CPU are from
+# tools/benchmarks/bench_fft_conv.py. For CUDA, that of a transform is from a profile of a
+# CKResNet-50 step on an H200 (with the copies, casts and products around it, 9 ms for 9e7
+# points); the others are estimates: a depth-wise kernel loads two operands per multiply-add from
+# its cache.
 _COSTS = {
     'cpu': dict(direct=(0.04, 0.013), direct_grad=(1.2, 0.045), fast_side=13,
                 long_direct=(0.6, 0.035), long_direct_grad=(1.65, 0.13), transform=0.25,
@@ -43,7 +44,7 @@ _COSTS = {
 }
 # The backward of a product is two products.
 _FFT_GRAD = 3
-# A method predicted to need this long and many times the other is not even tried.
+# A method predicted to take this long, and this many times as long as the other, is not timed.
 _TRIAL_LIMIT_SECONDS = 0.05
 _TRIAL_LIMIT_RATIO = 6.0
 _TRIAL_BUDGET_SECONDS = 0.2
@@ -86,7 +87,7 @@ def _wants_grad(x: Tensor, weight: Tensor) -> bool:
 
 def predict_seconds(batch: int, channels: int, out_channels: int, geometry: ConvGeometry,
                     device: str = 'cpu', grad: bool = False) -> Dict[str, float]:
-    """Cost model: rough time of both ways, with the gradients if wanted, for their ratio."""
+    """Cost model: rough times of both ways, good for their ratio; `grad`: including gradients."""
     cost = _COSTS.get(device, _COSTS['cuda'])
     fan_in = channels // geometry.groups
     full = int(fan_in > 1)
@@ -104,7 +105,7 @@ def predict_seconds(batch: int, channels: int, out_channels: int, geometry: Conv
     return {'fft': fft * (_FFT_GRAD if grad else 1) * 1e-9, 'direct': direct * 1e-9}
 
 
-# A layer asks for the same at every step.
+# A layer asks the same question at every step.
 _predicted = remembered(predict_seconds)
 
 
@@ -131,8 +132,8 @@ def _as_it_is(saved: Tensor) -> Tensor:
 def _measure(x: Tensor, weight: Tensor, geometry: ConvGeometry) -> Dict[str, float]:
     """Shortest of a few runs of each way, in seconds.
 
-    The ways take turns, so that a disturbance of the machine falls on both, and the first turn,
-    in which libraries make their plans, does not count.
+    The ways alternate, so that noise on the machine affects both; the first turn, in which
+    libraries make their plans, is a warm-up.
     """
     grad = _wants_grad(x, weight)
     x = x.detach().requires_grad_(grad and x.requires_grad)
@@ -152,7 +153,7 @@ def _measure(x: Tensor, weight: Tensor, geometry: ConvGeometry) -> Dict[str, flo
         torch.cuda.synchronize(x.device)
     best = dict.fromkeys(_IMPLEMENTATIONS, math.inf)
     spent, turns = 0., 0
-    # Hooks of the caller, as those of gradient checkpointing, must not see the trial's tensors.
+    # The caller's hooks, such as those of gradient checkpointing, must not see these tensors.
     with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
         while turns < 2 or (turns <= _TRIALS and spent < _TRIAL_BUDGET_SECONDS):
             for name, implementation in _IMPLEMENTATIONS.items():
@@ -211,9 +212,9 @@ def convolve(x: Tensor,
         x, weight, bias, stride, padding, dilation, groups: See
             :func:`mmcontext.ops.fft_conv.fft_conv`.
         method (str, optional): 'auto' takes the way that a cost model predicts to be cheaper,
-            so that runs choose alike. 'measure' times both ways the first time it meets a bucket
-            of shapes (forward, and backward where gradients are wanted) and remembers the winner.
-            'fft' and 'direct' force a way. None takes the environment variable
+            so that every run makes the same choice. 'measure' times both ways for every new
+            bucket of shapes (forward, and backward if gradients are needed) and remembers the
+            winner. 'fft' and 'direct' force a way. None takes the environment variable
             ``MMCONTEXT_CONV_METHOD``, or else 'auto'. 'measure' becomes 'auto' under
             ``torch.compile``, in a CUDA graph and with
             ``torch.use_deterministic_algorithms``, and both become 'direct' in an export.

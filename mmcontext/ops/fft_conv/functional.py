@@ -21,7 +21,7 @@ def fft_conv(x: Tensor,
     """Convolution through the Fourier domain, for 1, 2 and 3 spatial axes.
 
     Same result as ``torch.nn.functional.conv{1,2,3}d`` (a cross-correlation). The cost hardly
-    depends on the kernel's size. Stride is taken by dropping outputs, so it saves nothing.
+    depends on the kernel size. A stride drops outputs afterwards, so it saves nothing.
 
     Args:
         x (Tensor): [B, C, *size].
@@ -40,7 +40,7 @@ def fft_conv(x: Tensor,
         float32, and float64 stays float64. Differentiable any number of times.
 
     Raises:
-        ValueError: On shapes or numbers that do not fit together.
+        ValueError: On shapes or numbers that do not match.
         TypeError: On complex or integer tensors.
     """
     geometry = conv_geometry(x, weight, bias, stride, padding, dilation, groups)
@@ -65,14 +65,14 @@ def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
 
 
 def _no_autocast(device_type: str):
-    """The Fourier domain keeps float32: half precision has neither range nor kernels for it."""
+    """FFTs stay in float32: half precision has neither the range nor the kernels for them."""
     if device_type == 'meta':
         return nullcontext()
     return torch.autocast(device_type, enabled=False)
 
 
 def _dilate(weight: Tensor, geometry: ConvGeometry) -> Tensor:
-    """Put the zeros of a dilated kernel in place."""
+    """Insert the zeros of a dilated kernel."""
     if max(geometry.dilation) == 1:
         return weight
     dilated = weight.new_zeros(weight.shape[:2] + geometry.extent)
@@ -98,7 +98,7 @@ def fft_conv_impl(x: Tensor, weight: Tensor, bias: Optional[Tensor],
                   geometry: ConvGeometry) -> Tensor:
     """:func:`fft_conv` on checked arguments."""
     if x.numel() == 0:
-        # The libraries have no transform of an empty batch.
+        # The FFT libraries do not support empty batches.
         return direct_conv_impl(x, weight, bias, geometry)
     dtype = _compute_dtype(x, weight)
     axes = tuple(range(2, 2 + geometry.dim))
@@ -118,7 +118,7 @@ def fft_conv_impl(x: Tensor, weight: Tensor, bias: Optional[Tensor],
         out = out[(slice(None), slice(None)) + keep]
         if bias is not None:
             out = out + bias.to(dtype).view(-1, *(1, ) * geometry.dim)
-        # The slice is a view of the longer transform, which would otherwise stay alive.
+        # A copy, since the slice is a view that would keep the whole transform alive.
         return out.to(x.dtype).contiguous()
 
 

@@ -1,6 +1,6 @@
-"""Arguments of an N-dimensional convolution, checked and brought to one form.
+"""Arguments of an N-dimensional convolution, checked and normalised.
 
-(Lists inside ``tuple`` and ``any`` for torch.compile: that of torch 2.15 gives up on generators.)
+(``tuple`` and ``any`` take lists here because torch.compile of torch 2.15 gives up on generators.)
 """
 import bisect
 from functools import lru_cache
@@ -39,8 +39,8 @@ class ConvGeometry(NamedTuple):
     def fft_size(self) -> Tuple[int, ...]:
         """Transform length per axis.
 
-        A circular correlation is right as soon as what overhangs on either side wraps into
-        zeros, and both sides may wrap into the same zeros; so the larger padding is enough.
+        A circular correlation is correct if what overhangs on either side wraps around into
+        zeros. Both sides may share the same zeros, so the larger padding is enough.
         """
         return tuple([
             fast_fft_size(max(n + max(pad), k, m))
@@ -118,10 +118,10 @@ def conv_geometry(x: Tensor,
                   padding: Padding = 0,
                   dilation: IntOrTuple = 1,
                   groups: int = 1) -> ConvGeometry:
-    """Check the arguments of a convolution and spell its geometry out.
+    """Check the arguments of a convolution and return its geometry.
 
     Raises:
-        ValueError: On shapes that do not fit together.
+        ValueError: On shapes that do not match.
         TypeError: On tensors that are not real floating point.
     """
     dim = x.dim() - 2
@@ -144,7 +144,7 @@ def conv_geometry(x: Tensor,
 @remembered
 def _geometry(x_shape: Tuple[int, ...], weight_shape: Tuple[int, ...], stride: IntOrTuple,
               padding: Padding, dilation: IntOrTuple, groups: int) -> ConvGeometry:
-    """:func:`conv_geometry` of shapes."""
+    """:func:`conv_geometry` from shapes."""
     dim = len(x_shape) - 2
     channels, out_channels = x_shape[1], weight_shape[0]
     if groups < 1 or channels % groups or out_channels % groups:

@@ -1,4 +1,4 @@
-"""Aggregation of a neighbourhood with a kernel of its own at every pixel."""
+"""Aggregation of a neighbourhood with a different kernel at every pixel."""
 from mmcontext.ops.local_aggregation.backends import Geometry, register_backend
 from mmcontext.ops.local_aggregation.frontend import (
     explain,

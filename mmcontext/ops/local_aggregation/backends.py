@@ -31,11 +31,11 @@ class Backend(Protocol):
     """One implementation of the aggregation and of its two gradients.
 
     All tensors of a call share device and dtype. Outputs have the dtype of the inputs;
-    sums are taken in float32 at least.
+    sums are accumulated in at least float32.
     """
 
     def refuse(self, x: Tensor, w: Tensor, geometry: Geometry) -> Optional[str]:
-        """The reason why these tensors cannot be served, or None."""
+        """Why the backend does not support these tensors, or None."""
 
     def forward(self, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
         """x [B, C, H, W], w [B, G, K*K, Ho, Wo] -> [B, C, Ho, Wo]."""
@@ -48,24 +48,24 @@ class Backend(Protocol):
         """grad, x -> gradient of w [B, groups, K*K, Ho, Wo]."""
 
 
-# The oracle, differentiable torch: run by the frontend itself when it is asked for by name,
-# never chosen otherwise, and no entry of the table.
+# The oracle, differentiable torch: run by the frontend itself if requested by name, never chosen
+# otherwise, and not in the table.
 REFERENCE = 'reference'
 
 _BACKENDS: Dict[str, Backend] = {}
-# The compiled library, where it is there, takes the first of each by itself.
+# The compiled library, if present, handles the first of each by itself.
 _PREFERENCE = {'cuda': ('cuda', 'triton', 'torch'), 'cpu': ('native', 'torch')}
 
 
 def register_backend(name: str, backend: Backend) -> None:
-    """Add an implementation; it serves where it is asked for by ``name``."""
+    """Add an implementation; it is used if requested by ``name``."""
     _BACKENDS[name] = backend
 
 
 def requested_backend(backend: Optional[str]) -> str:
-    """The backend that an argument, or the environment in its place, asks for; '' where none."""
+    """The backend requested by an argument or, failing that, by the environment; '' if none."""
     if not backend and not os.environ.get(BACKEND_VARIABLE):
-        return ''  # By far the most calls.
+        return ''  # By far the most frequent case.
     way = requested('backend', backend, BACKEND_VARIABLE, _names()).way
     return '' if way == AUTO else way
 
@@ -75,19 +75,19 @@ def _names() -> List[str]:
 
 
 def refusals(x: Tensor, w: Tensor, geometry: Geometry) -> Dict[str, Optional[str]]:
-    """For every backend, why it refuses these tensors, or None where it would serve them."""
+    """For every backend, why it does not support these tensors, or None if it does."""
     return {name: backend.refuse(x, w, geometry) for name, backend in _BACKENDS.items()}
 
 
 def choose(x: Tensor, w: Tensor, geometry: Geometry, forced: str = '') -> Tuple[str, Backend]:
-    """Name and implementation that serve these tensors.
+    """Name and implementation of the backend to use for these tensors.
 
     Args:
         x: Feature map, or the gradient of the output.
         w: Kernels, or (for their gradient) the feature map.
         geometry: Geometry of the aggregation.
-        forced: Backend asked for, or '' for the first in the order of preference that can
-            serve the tensors.
+        forced: Backend requested, or '' for the first in the order of preference that supports
+            the tensors.
 
     Raises:
         ValueError: The forced backend is unknown.
@@ -109,7 +109,7 @@ def choose(x: Tensor, w: Tensor, geometry: Geometry, forced: str = '') -> Tuple[
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which sums over a neighbourhood are taken."""
+    """The dtype in which sums over a neighbourhood are accumulated."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
@@ -122,9 +122,9 @@ def empty_feature(like: Tensor, channels: int, height: int, width: int,
 
 def empty_kernels(like: Tensor, groups: int, taps: int, height: int, width: int,
                   dtype: Optional[torch.dtype] = None) -> Tensor:
-    """Uninitialised [B, groups, taps, height, width], channels-last where ``like`` is.
+    """Uninitialised [B, groups, taps, height, width], channels-last if ``like`` is.
 
-    Not on NVIDIA GPUs: the CUDA kernels read and write kernels by rows.
+    On NVIDIA GPUs always contiguous, as the CUDA kernels read and write them.
     """
     if like.device.type == 'cuda' and torch.version.hip is None:
         return torch.empty((like.shape[0], groups, taps, height, width), dtype=dtype or like.dtype,

@@ -1,4 +1,4 @@
-"""Kernels of channels-last networks, laid out as the CUDA kernels read them."""
+"""The kernels of channels-last networks in the layout that the CUDA kernels read."""
 import torch
 from torch import Tensor
 
@@ -8,15 +8,15 @@ from mmcontext.ops.native_library import UNAVAILABLE
 from mmcontext.ops.tracing import eager_refusal, is_recording, is_symbolic
 
 ROWS_VARIABLE = 'MMCONTEXT_KERNELS_BY_ROWS'
-# Channels beside the reduced ones: a one for the bias, and zeros that keep rows aligned.
+# Extra channels after the reduced ones: a one for the bias, and zeros that keep rows aligned.
 _MORE = 8
 
 
 def wants_rows(r: Tensor) -> bool:
-    """Whether kernels made from ``r`` [B, Cr, H, W] are better made by :func:`span_by_rows`.
+    """Whether kernels made from ``r`` [B, Cr, H, W] should be made by :func:`span_by_rows`.
 
     A 1x1 convolution of a channels-last map writes all taps of a pixel together, which the CUDA
-    kernels have to take apart element by element. ``MMCONTEXT_KERNELS_BY_ROWS=torch`` keeps the
+    kernels would have to read element by element. ``MMCONTEXT_KERNELS_BY_ROWS=torch`` keeps the
     convolution.
 
     Raises:
@@ -28,13 +28,13 @@ def wants_rows(r: Tensor) -> bool:
 
 
 def span_by_rows(r: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A 1x1 convolution, as the product of matrices that writes a contiguous result.
+    """A 1x1 convolution as a matrix product that writes a contiguous result.
 
     Args:
         r: [B, Cr, H, W].
         weight: [Co, Cr] or [Co, Cr, 1, 1].
-        bias: [Co]. It is a column of the weight: to add it afterwards would read and write the
-            result once more.
+        bias: [Co]. It becomes a column of the weight: adding it afterwards would read and write
+            the result once more.
 
     Returns:
         [B, Co, H, W], contiguous.

@@ -1,4 +1,4 @@
-"""The kernels of an involution, made from reduced features, one part at a time."""
+"""The kernels of an involution, computed from reduced features one part at a time."""
 from typing import Iterator, NamedTuple, Optional, Tuple
 
 import torch
@@ -24,7 +24,7 @@ def _chunks(batch: int, groups: int, height: int, row_bytes: int, limit: int,
             channels_last: bool) -> Iterator[Chunk]:
     """Cut the kernels [batch, groups, taps, height, width] into parts of at most ``limit`` bytes.
 
-    Whole images where they fit, else groups of one image, else rows of one group. Pixel-major
+    Whole images if they fit, else groups of one image, else rows of one group. Channels-last
     kernels hold all groups of a pixel together and are cut into rows instead of groups.
 
     Args:
@@ -67,11 +67,11 @@ class ChunkedKernels:
                        self.taps * out_w * self.x.element_size(), limit, self.channels_last)
 
     def channels(self, chunk: Chunk) -> slice:
-        """Channels of the feature map that the groups of a chunk serve."""
+        """Channels of the feature map that the groups of a chunk apply to."""
         return slice(chunk.groups.start * self.shared, chunk.groups.stop * self.shared)
 
     def outs(self, chunk: Chunk) -> slice:
-        """Rows of the weight that make the kernels of a chunk."""
+        """Rows of the weight that produce the kernels of a chunk."""
         return slice(chunk.groups.start * self.taps, chunk.groups.stop * self.taps)
 
     def reduced(self, chunk: Chunk) -> Tensor:
@@ -82,7 +82,7 @@ class ChunkedKernels:
         return r.flatten(2)
 
     def kernels(self, chunk: Chunk) -> Tensor:
-        """The kernels of a chunk, [images, groups, taps, rows, Wo], in a buffer used again."""
+        """The kernels of a chunk, [images, groups, taps, rows, Wo], in a buffer that is reused."""
         r, weight = self.reduced(chunk), self.weight[self.outs(chunk)]
         images, pixels, outs = r.shape[0], r.shape[2], weight.shape[0]
         if self._buffer is None:
@@ -108,12 +108,12 @@ class ChunkedKernels:
         return kernels.unflatten(1, (-1, self.taps))
 
     def source(self, chunk: Chunk) -> Tuple[Tensor, Geometry, slice, int]:
-        """What a chunk aggregates.
+        """The input of a chunk.
 
         Returns:
-            The scaled input rows, zero-padded where they reach over the border; the geometry
-            that makes them the chunk's output rows; the rows of x among them; and the number
-            of zero rows above those.
+            The scaled input rows, zero-padded beyond the border; the geometry that maps them to
+            the output rows of the chunk; the slice of x's rows among them; and the number of
+            zero rows above those.
         """
         x = self.x[chunk.images, self.channels(chunk)]
         height = x.shape[2]

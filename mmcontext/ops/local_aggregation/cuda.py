@@ -1,4 +1,4 @@
-"""Backend of CUDA kernels for NVIDIA GPUs, and the tiles that their plans are made from."""
+"""Backend of CUDA kernels for NVIDIA GPUs, and its table of tuned tiles."""
 import functools
 import os
 import pathlib
@@ -16,14 +16,14 @@ TILES_VARIABLE = 'MMCONTEXT_CUDA_TILES'
 
 
 def set_tiles(text: str) -> None:
-    """Replace the table of tiles that the kernels' plans are made from.
+    """Replace the table of tuned tiles.
 
     Args:
-        text: The table, in the format that ``csrc/cuda_plan.h`` describes.
+        text: The table, in the format described in ``csrc/cuda_plan.h``.
 
     Raises:
-        ValueError: A line cannot be read.
-        RuntimeError: The C++ library is not there.
+        ValueError: A line cannot be parsed.
+        RuntimeError: The C++ library is missing.
     """
     if UNAVAILABLE:
         raise RuntimeError(UNAVAILABLE)
@@ -32,7 +32,7 @@ def set_tiles(text: str) -> None:
 
 @functools.lru_cache(maxsize=None)
 def _read_tiles() -> None:
-    """Take the tuned tiles of the file that the environment names, else those of the package."""
+    """Read the tuned tiles from the file that the environment names, else from the package."""
     named = os.environ.get(TILES_VARIABLE)
     path = pathlib.Path(named) if named else gpu_kernels.SOURCES / 'tiles.txt'
     if named or path.exists():
@@ -51,10 +51,10 @@ class CudaBackend(CompiledBackend):
 
 
 class NullBackend(CompiledBackend):
-    """All that the host does for a launch of the CUDA kernels, without the launch.
+    """Everything that the host does for a launch of the CUDA kernels, without the launch.
 
-    Served on the CPU, where it is asked for by name. The results are not written: it is there
-    to measure the host's time on machines without a GPU.
+    Runs on the CPU if requested by name. The results are not written: its purpose is to measure
+    the host overhead on machines without a GPU.
     """
     name = 'null'
 

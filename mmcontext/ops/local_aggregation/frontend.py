@@ -1,4 +1,4 @@
-"""Argument checks and the public entry."""
+"""Argument checks and the public entry point."""
 import contextlib
 from typing import Callable, Iterator, Optional, Tuple
 
@@ -35,7 +35,7 @@ if UNAVAILABLE:
     portable.register(LIBRARY)
 
 _SHARES = ('block', 'interleaved')
-# What runs in place of the operator; None for the operator itself.
+# What runs instead of the operator; None for the operator itself.
 _stand_in: Optional[Callable[[Tensor, Tensor, Geometry], Tensor]] = None
 
 
@@ -43,13 +43,13 @@ _stand_in: Optional[Callable[[Tensor, Tensor, Geometry], Tensor]] = None
 def standard_operators(
         aggregation: Callable[[Tensor, Tensor, Geometry], Tensor] = aggregate_standard
 ) -> Iterator[None]:
-    """Within it, :func:`local_aggregation` runs as standard torch operators.
+    """Context in which :func:`local_aggregation` runs as standard torch operators.
 
     For exporters that cannot represent a custom operator. ``torch.onnx.export`` and
-    ``torch.export.export`` (but for ``strict=True``) are recognised without it.
+    ``torch.export.export`` (except with ``strict=True``) are recognised without it.
 
     Args:
-        aggregation: What runs instead, where a runtime has an operator for it.
+        aggregation: What runs instead; to be given for a runtime with an operator of its own.
     """
     global _stand_in
     before, _stand_in = _stand_in, aggregation
@@ -60,14 +60,14 @@ def standard_operators(
 
 
 def standard_operators_wanted(backend: str) -> bool:
-    """Whether this call has to be made of standard torch operators."""
+    """Whether this call has to use standard torch operators."""
     return (backend == REFERENCE or _stand_in is not None or is_exporting()
             or in_torch_func())
 
 
 def make_geometry(kernel_size: IntPair, stride: IntPair, padding: IntPair, dilation: IntPair,
                   share: str) -> Geometry:
-    """Checked :class:`Geometry` from the arguments of :func:`local_aggregation`."""
+    """Check the arguments of :func:`local_aggregation` and make a :class:`Geometry` of them."""
     if share not in _SHARES:
         raise ValueError(f"share must be 'block' or 'interleaved', got {share!r}")
     return Geometry(per_axis('kernel_size', kernel_size, 2, 1), per_axis('stride', stride, 2, 1),
@@ -82,7 +82,7 @@ def check_floating_point(x: Tensor) -> None:
 
 
 def checked_output_size(x_shape: Tuple[int, ...], geometry: Geometry) -> Tuple[int, int]:
-    """Height and width of the aggregation of a feature map of a shape, which is checked."""
+    """Height and width of the aggregation of a feature map, whose shape is checked."""
     if len(x_shape) != 4:
         raise ValueError(f'x must be [B, C, H, W], got shape {tuple(x_shape)}')
     out_h, out_w = geometry.output_size(*x_shape[-2:])
@@ -120,7 +120,7 @@ def _check_operands(x: Tensor, w: Tensor, *geometry_arguments) -> Geometry:
 def local_aggregation(x: Tensor, w: Tensor, kernel_size: IntPair, stride: IntPair = 1,
                       padding: IntPair = 0, dilation: IntPair = 1, share: str = 'block',
                       backend: Optional[str] = None) -> Tensor:
-    r"""Weighted sum of each pixel's neighbourhood, with weights of its own at every pixel.
+    r"""Weighted sum of each pixel's neighbourhood, with different weights at every pixel.
 
     .. math:: y_{b,c,p} = \sum_k w_{b,g(c),k,p}\, x_{b,c,s p + d k - \text{padding}}
 
@@ -135,20 +135,20 @@ def local_aggregation(x: Tensor, w: Tensor, kernel_size: IntPair, stride: IntPai
         kernel_size: Kernel height and width.
         stride: Step between the centres of two output pixels, in input pixels.
         padding: Zero rows and columns added on each side.
-        dilation: Distance of two taps, in input pixels.
+        dilation: Distance between two taps, in input pixels.
         share: How channels share kernels: 'block' gives channel c the kernel c // (C/G)
             (involution, C-volution), 'interleaved' the kernel c % G (CoT).
-        backend: Implementation to use, or 'auto' for the fastest that can serve the tensors;
-            see :func:`explain`. A named backend that cannot serve them raises. None for the
+        backend: Implementation to use, or 'auto' for the fastest that supports the tensors; see
+            :func:`explain`. A named backend that does not support them raises. None for the
             environment variable ``MMCONTEXT_BACKEND``, or 'auto'.
 
     Returns:
-        [B, C, Ho, Wo] in x's dtype; low precision is summed in float32.
+        [B, C, Ho, Wo] in x's dtype; low precision is accumulated in float32.
 
     Raises:
-        ValueError: The backend is unknown, or shapes, devices or geometry do not fit together.
+        ValueError: The backend is unknown, or shapes, devices or geometry do not match.
         TypeError: x is not floating-point, or the dtypes differ outside autocast.
-        RuntimeError: The backend asked for refuses these tensors.
+        RuntimeError: The requested backend does not support these tensors.
     """
     if is_symbolic(x) or is_symbolic(w):
         return handle_torch_function(local_aggregation, (x, w), x, w, kernel_size, stride,
@@ -170,9 +170,9 @@ def explain(x: Tensor, w: Tensor, kernel_size: IntPair, stride: IntPair = 1, pad
     Args: as :func:`local_aggregation`.
 
     Returns:
-        ``chosen``: the backend's name, or 'standard' where a graph for export is recorded or
-        :func:`standard_operators` asks for it; ``refused``: backend -> reason, for those that
-        cannot serve the tensors.
+        ``chosen``: the backend's name, or 'standard' if a graph for export is being recorded or
+        :func:`standard_operators` is active; ``refused``: backend -> reason, for those that do
+        not support the tensors.
     """
     geometry = _check_operands(x, w, kernel_size, stride, padding, dilation, share)
     reasons = refusals(x, w, geometry)

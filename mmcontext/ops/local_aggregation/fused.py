@@ -1,11 +1,11 @@
-"""Aggregation whose kernels are computed on the way and never kept.
+"""Aggregation whose kernels are computed on the fly and never stored.
 
 Involution and C-volution make their kernels w by a 1x1 convolution of reduced features r, and
 read them once. w has K*K/16 times as many elements as the feature map (49/16 for K = 7), so
 writing, reading and keeping it for the backward pass is most of the layer's memory traffic.
-Here w is made for a few images, kernel groups or output rows at a time in a small buffer that
-stays in the cache, and aggregated at once; the backward pass makes it again. The same sums are
-taken in the same order as without fusing, except that gradients are summed chunk by chunk.
+Here w is computed for a few images, kernel groups or output rows at a time in a small buffer that
+stays in cache, and used right away; the backward pass recomputes it. The sums and their order are
+the same as without fusing, except that gradients are summed chunk by chunk.
 """
 from typing import List, Optional, Tuple
 
@@ -82,7 +82,7 @@ def _forward(x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor],
 
 def _empty_grads(x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor],
                  scale: Optional[Tensor]) -> Tuple[Tensor, ...]:
-    """Tensors for the gradients; empty ones stand for operands that are not there."""
+    """Tensors for the gradients; empty ones for operands that are None."""
     return (empty_feature(x, *x.shape[1:]), empty_feature(r, *r.shape[1:]),
             *(x.new_empty(0 if like is None else like.shape) for like in (weight, bias, scale)))
 
@@ -95,7 +95,7 @@ def _backward(grad: Tensor, x: Tensor, r: Tensor, weight: Tensor, bias: Optional
     work = ChunkedKernels(x, r, weight, bias, scale, geometry)
     _, implementation = choose(x, r, geometry, backend)
     grad_x, grad_r, *grad_others = _empty_grads(x, r, weight, bias, scale)
-    # Sums over the chunks, in float32 at least.
+    # Sums over the chunks, in at least float32.
     wide = accumulation_dtype(x.dtype)
     sum_weight, sum_bias, sum_scale = (
         torch.zeros_like(other, dtype=wide, memory_format=torch.contiguous_format)
@@ -145,7 +145,7 @@ def _unfused(x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor],
     *sizes, interleaved = geometry
     taps = geometry.kernel_size[0] * geometry.kernel_size[1]
     kernels = F.conv2d(r, weight[:, :, None, None], bias)
-    # (Not unflatten: after it the ONNX exporter takes all sizes for constants.)
+    # (Not unflatten, after which the ONNX exporter makes all sizes constants.)
     kernels = kernels.view(kernels.shape[0], weight.shape[0] // taps, taps, kernels.shape[2],
                            kernels.shape[3])
     if scale is not None:
@@ -169,8 +169,8 @@ class _FusedInvolution(Function):
         wanted = [need and operand is not None
                   for need, operand in zip(ctx.needs_input_grad, operands)]
         if torch.is_grad_enabled():
-            # Somebody will differentiate this gradient. r and scale come from x, so only the
-            # operands themselves, not what they were made of, may be followed here.
+            # This gradient will be differentiated. r and scale are computed from x, so the graph
+            # must end at the operands and not reach back to what they were computed from.
             *sizes, backend = ctx.options
             leaves = [None if t is None else t.view_as(t) for t in operands]
             output = _unfused(*leaves, _geometry(*sizes), backend)
@@ -231,12 +231,12 @@ def fused_involution(x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor
                      kernel_size: IntPair = 7, stride: IntPair = 1, padding: IntPair = 0,
                      dilation: IntPair = 1, scale: Optional[Tensor] = None,
                      backend: Optional[str] = None) -> Tensor:
-    """:func:`local_aggregation` with kernels ``weight @ r + bias`` that are never kept.
+    """:func:`local_aggregation` with kernels ``weight @ r + bias`` that are never stored.
 
     Equals ``local_aggregation(x * scale, conv2d(r, weight, bias), ...)`` with kernels shared in
     blocks of channels, and saves the memory of the kernels, of their gradient and of
-    ``x * scale``: the kernels exist a few megabytes at a time, and again in the backward pass.
-    Derivatives of second order run unfused.
+    ``x * scale``: the kernels exist a few megabytes at a time and are recomputed in the backward
+    pass. Second derivatives run unfused.
 
     Args:
         x: Feature map [B, C, H, W].
@@ -246,8 +246,8 @@ def fused_involution(x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor
         kernel_size: Kernel height and width. Defaults to 7.
         stride: Step between the centres of two output pixels, in input pixels.
         padding: Zero rows and columns added on each side.
-        dilation: Distance of two taps, in input pixels.
-        scale: Factor of every channel [B, C] (the gate of C-volution), or None.
+        dilation: Distance between two taps, in input pixels.
+        scale: Factor for every channel [B, C] (the gate of C-volution), or None.
         backend: As :func:`local_aggregation`.
 
     Returns:
@@ -256,9 +256,9 @@ def fused_involution(x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor
         that precision in the forward pass; those of the other backends are.
 
     Raises:
-        ValueError: Shapes, devices or geometry do not fit together.
+        ValueError: Shapes, devices or geometry do not match.
         TypeError: x is not floating-point, or the dtypes differ outside autocast.
-        RuntimeError: The backend asked for refuses these tensors.
+        RuntimeError: The requested backend does not support these tensors.
     """
     check_floating_point(x)
     shapes = (None if t is None else t.shape for t in (x, r, weight, bias, scale))

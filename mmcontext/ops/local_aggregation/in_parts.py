@@ -1,4 +1,4 @@
-"""The aggregation of equal parts of the channels, each with kernels of its own."""
+"""The aggregation of equal parts of the channels, each with its own kernels."""
 from typing import Optional
 
 import torch
@@ -15,13 +15,13 @@ def aggregate_in_parts(x: Tensor, w: Tensor, parts: int, kernel_size: IntPair,
                        stride: IntPair = 1, padding: IntPair = 0, dilation: IntPair = 1,
                        share: str = 'block', backend: Optional[str] = None) -> Tensor:
     """:func:`local_aggregation` of each of ``parts`` equal parts of the channels of ``x`` and of
-    the groups of ``w``; the results, one after the other.
+    the groups of ``w``; the results are concatenated.
 
-    The CUDA kernels read and write the parts of a channels-last map where they lie. Elsewhere
-    the maps are taken apart and the results put together.
+    The CUDA kernels read and write the parts of a channels-last map in place. Otherwise the maps
+    are split and the results concatenated.
 
     Args: as :func:`local_aggregation`, and
-        parts: How many; divides the groups of ``w``.
+        parts: Number of parts; divides the groups of ``w``.
     """
     if parts == 1:
         return local_aggregation(x, w, kernel_size, stride, padding, dilation, share, backend)
@@ -34,6 +34,6 @@ def aggregate_in_parts(x: Tensor, w: Tensor, parts: int, kernel_size: IntPair,
             if y is not None:
                 return y
     maps, kernels = x.chunk(parts, 1), w.chunk(parts, 1)
-    # (By number: torch.fx can look at a part, not go through all.)
+    # (By index: a torch.fx proxy can be indexed, but not iterated over.)
     return torch.cat([local_aggregation(maps[i], kernels[i], kernel_size, stride, padding,
                                         dilation, share, backend) for i in range(parts)], dim=1)

@@ -1,9 +1,9 @@
 """Backends of the compiled library: C++ kernels for the CPU here, CUDA kernels in ``cuda.py``.
 
 The library also holds the derivatives of the registered operators, autocast and the checks of
-sizes (``csrc/operators.cpp``), so that a call that falls to it does not come back to Python.
-Without it (no compiler at install time) these backends refuse everything with the reason, the
-next one serves, and ``portable.py`` does what the library would.
+sizes (``csrc/operators.cpp``), so that a call handled there does not come back to Python. Without
+it (no compiler at install time) these backends refuse every call with the reason, the next one is
+used, and ``portable.py`` replaces the rest of the library.
 """
 from typing import Optional, Tuple
 
@@ -18,11 +18,11 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class CompiledBackend:
-    """The operators, with the library's kernels asked for by name."""
+    """The operators, with the library's kernels requested by name."""
     name: str
 
     def refuse_dtype(self, x: Tensor) -> Optional[str]:
-        """Why the library cannot serve a tensor like ``x`` on any device, or None."""
+        """Why the library does not support a tensor like ``x`` on any device, or None."""
         if UNAVAILABLE:
             return UNAVAILABLE
         return None if x.dtype in DTYPES else f'the compiled kernels have no {x.dtype}'

@@ -1,7 +1,7 @@
 """The three registered torch operators: schemas, shape functions, and the backends in Python.
 
-The compiled library has everything else (``csrc/operators.cpp``): checks of sizes, derivatives,
-autocast, and the choice of its own backends. Where it is not there, ``portable.py`` has.
+Everything else is in the compiled library (``csrc/operators.cpp``): checks of sizes, derivatives,
+autocast, and the choice of its own backends. Without the library, ``portable.py`` takes over.
 """
 from typing import Callable, List, Sequence
 
@@ -96,7 +96,7 @@ def is_autocast(device_type: str) -> bool:
 
 
 def autocast_kernel(op: Callable, operands: int, device_type: str) -> Callable:
-    """Kernel that brings the first arguments to autocast's dtype; float64 is left alone.
+    """Kernel that casts the first arguments to autocast's dtype, except float64.
 
     Args:
         op: The operator.
@@ -123,8 +123,8 @@ def register_fake(name: str, function) -> None:
         LIBRARY.impl(name, function, 'Meta')
 
 
-# The compiled library has the operators' kernels and calls those of the same names in its own
-# namespace where the choice falls on a backend in Python.
+# The compiled library holds the kernels of the operators. If a backend in Python is chosen, it
+# calls the operators of the same names in its own namespace.
 _SERVED_HERE = LIBRARY if UNAVAILABLE else torch.library.Library('mmcontext_native', 'IMPL')
 for _name, _kernel, _fake in (
         ('local_aggregation', _forward, _forward_fake),

@@ -1,8 +1,8 @@
-"""Derivatives and autocast of the registered operators where there is no compiled library.
+"""Derivatives and autocast of the registered operators without the compiled library.
 
-The twin of ``csrc/operators.cpp``, tested by the same tests. The aggregation is linear in the
-feature map and in the kernels, so it and its two gradients are closed under differentiation:
-each one's derivatives are the other two, and derivatives of any order follow.
+The counterpart of ``csrc/operators.cpp``, covered by the same tests. The aggregation is bilinear
+in the feature map and the kernels, so it and its two gradients are closed under differentiation:
+the derivatives of each are the other two, and derivatives of any order follow.
 """
 from typing import Callable, Tuple
 
@@ -22,8 +22,8 @@ def _differentiable(op: Callable, gradients: Callable) -> Callable:
     """The operator ``op(a, b, *options)`` with its derivatives.
 
     Args:
-        gradients: Of (cotangent, a, b, size, geometry) -> functions that make the gradients of
-            a and of b. ``size``: the option between the operands and the geometry, if any.
+        gradients: (cotangent, a, b, geometry) -> functions that compute the gradients of a and
+            of b.
     """
 
     class Differentiable(Function):

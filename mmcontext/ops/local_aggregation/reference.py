@@ -1,4 +1,4 @@
-"""The aggregation in plain, differentiable torch, as it is defined: the oracle of the tests."""
+"""The aggregation as defined, in plain, differentiable torch: the oracle of the tests."""
 import torch.nn.functional as F
 from torch import Tensor
 

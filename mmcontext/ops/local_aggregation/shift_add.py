@@ -1,4 +1,4 @@
-"""Backend in torch operators that never holds more than one shifted copy: one pass per tap."""
+"""Backend in torch operators that holds at most one shifted copy at a time: one pass per tap."""
 from typing import Iterator, Tuple
 
 import torch
@@ -13,7 +13,7 @@ from mmcontext.ops.local_aggregation.backends import (
 
 
 def _range(size: int, out_size: int, offset: int, stride: int) -> Tuple[slice, slice]:
-    """Output positions o whose input position stride * o + offset lies inside, and those."""
+    """Output positions o whose input position stride * o + offset lies inside; the latter too."""
     first = max(0, -(offset // stride))
     last = min(out_size - 1, (size - 1 - offset) // stride)
     if last < first:

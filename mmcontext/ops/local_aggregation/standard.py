@@ -1,18 +1,18 @@
-"""The aggregation in the standard operators that exporters know, in few of them."""
+"""The aggregation in a small number of standard operators, which exporters support."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmcontext.ops.local_aggregation.backends import Geometry, accumulation_dtype
 
-# Output pixels of a row that one matrix product serves.
+# Output pixels of a row per matrix product.
 _TILE = 7
-# From this many taps on, products of matrices are faster in onnxruntime.
+# From this many taps on, matrix products are faster in onnxruntime.
 _MANY_TAPS = 25
 
 
 def aggregate_standard(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
-    """The form that onnxruntime runs fastest; arguments as of :func:`aggregate_rows`."""
+    """The form that onnxruntime runs fastest; arguments as for :func:`aggregate_rows`."""
     (kernel_h, kernel_w), _, _, (_, dil_w), _ = geometry
     if dil_w == 1 and kernel_h * kernel_w >= _MANY_TAPS:
         return aggregate_tiles(x, w, geometry)
@@ -20,10 +20,10 @@ def aggregate_standard(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
 
 
 def aggregate_tiles(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
-    """Tile by tile of the output's rows: the kernels of a tile are one banded matrix.
+    """Tile by tile along the output rows: the kernels of a tile form one banded matrix.
 
     The matrix [tile, Kh * span] times the span of input columns under the tile, [Kh * span,
-    C/G], sums over all taps at once. It is twice as much arithmetic as needed, but by matrix
+    C/G], sums over all taps at once. This is twice the necessary arithmetic, but in matrix
     products, and each kernel and pixel is moved a few times instead of Kh*Kw times. Any height
     and width, as :func:`aggregate_rows`.
 
@@ -36,15 +36,15 @@ def aggregate_tiles(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
     groups, channels = int(w.shape[1]), int(x.shape[1])
     shared = channels // groups
     batch, out_h, out_w = w.shape[0], w.shape[3], w.shape[4]
-    # A tile's columns begin in one step of the input and end within the next.
+    # The input columns of a tile begin in one step of the input and end within the next.
     tile = max(_TILE, -(-kernel_w // stride_w))
     step = tile * stride_w
     span = step + kernel_w
     tiles = (out_w + (tile - 1)) // tile
     dtype = accumulation_dtype(x.dtype)
 
-    # Rows of a matrix that are stride_w too long, read as if they were not: each kernel comes to
-    # stand stride_w further right than the one before.
+    # The rows of the matrix are stride_w too long and then read as if they were not: this shifts
+    # each kernel stride_w further to the right than the one before.
     matrix = w.to(dtype).reshape(batch * groups * kernel_h, kernel_w, out_h, out_w)
     matrix = F.pad(matrix, (0, tiles * tile - out_w, 0, 0, 0, span - kernel_w))
     matrix = matrix.reshape(batch * groups, kernel_h * span, out_h, tiles * tile)
@@ -74,8 +74,8 @@ def aggregate_rows(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
     """Row by row of the kernel: the columns are shifted once, then Kh products are summed.
 
     A third of the graph nodes of a sum over all taps and no slower in onnxruntime, where an
-    unfold (im2col) takes ten times as long. No size of a tensor enters the graph: it serves
-    inputs of every height and width.
+    unfold (im2col) takes ten times as long. No tensor size enters the graph: it works for inputs
+    of any height and width.
 
     Args:
         x: [B, C, H, W].

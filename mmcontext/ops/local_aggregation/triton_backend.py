@@ -1,8 +1,8 @@
 """Backend that launches the Triton kernels. Triton is imported at the first launch.
 
-The launches allocate only their output, read nothing back and use no atomics: they may be
-captured in a CUDA graph and give the same bits at every run. The tile sizes below follow
-from the register budget; they have not yet been timed on a GPU.
+The launches allocate only their output, do not synchronise with the host and use no atomics: they
+can be captured in a CUDA graph and are deterministic. The tile sizes below follow from the
+register budget; they have not yet been timed on a GPU.
 """
 import contextlib
 import functools
@@ -17,7 +17,7 @@ from torch import Tensor
 from mmcontext.ops.local_aggregation.backends import Geometry, empty_feature, empty_kernels
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Accumulators of a program: 2048 are 16 registers for each of the 128 threads of 4 warps.
+# Accumulators per program: 2048 are 16 registers for each of the 128 threads of 4 warps.
 _TILE_ELEMENTS = 2048
 _MAX_TILE_CHANNELS = 32
 _MAX_TILE_POSITIONS = 256
@@ -55,7 +55,7 @@ def _capability(device: torch.device) -> Tuple[int, int]:
 
 
 def why_not(x: Tensor) -> Optional[str]:
-    """Why no Triton kernel can serve a tensor like ``x``, or None."""
+    """Why no Triton kernel supports a tensor like ``x``, or None."""
     if x.dtype not in DTYPES:
         return f'the Triton kernels have no {x.dtype}'
     if not interpreting():
@@ -90,7 +90,7 @@ def _spans_int32(*tensors: Tensor) -> bool:
 
 
 def _constants(geometry: Geometry, *tensors: Tensor) -> dict:
-    """The compile-time arguments that all kernels have in common."""
+    """The compile-time arguments common to all kernels."""
     import triton.language as tl
     (kh, kw), (sh, sw), (ph, pw), (dh, dw), interleaved = geometry
     return dict(KH=kh, KW=kw, SH=sh, SW=sw, PH=ph, PW=pw, DH=dh, DW=dw,
@@ -104,7 +104,7 @@ def _accumulator(x: Tensor):
 
 
 def _on_device(x: Tensor):
-    """Launches go to the current device; make it the tensors'."""
+    """Make the tensors' device current: that is where launches go."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
@@ -170,7 +170,7 @@ class TritonBackend:
 
 
 def fused_refusal(x: Tensor, channels_per_group: int) -> Optional[str]:
-    """Why the fused kernel cannot serve a feature map like ``x``, or None."""
+    """Why the fused kernel does not support a feature map like ``x``, or None."""
     reason = why_not(x)
     if reason is None and x.dtype == torch.float64:
         reason = 'the fused Triton kernel has no float64'
@@ -189,7 +189,7 @@ def fused_forward(x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor],
         r: Reduced features [B, Cr, Ho, Wo].
         weight: [G * Kh * Kw, Cr]; G divides C.
         bias: [G * Kh * Kw] or None.
-        scale: Factors of the channels of x, [B, C], or None.
+        scale: Factors for the channels of x, [B, C], or None.
         geometry: Geometry of the aggregation, not interleaved.
 
     Returns:
@@ -202,10 +202,10 @@ def fused_forward(x: Tensor, r: Tensor, weight: Tensor, bias: Optional[Tensor],
     output = empty_feature(x, channels, out_h, out_w)
     if output.numel() == 0:
         return output
-    # The interpreter multiplies the bit patterns of bfloat16, so it is given float32.
+    # The interpreter would multiply the bit patterns of bfloat16, so it is given float32.
     operand = tl.float32 if interpreting() else {
         torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}.get(x.dtype, tl.float32)
-    # A pointer has to be passed even where it is not read; scale is read without strides.
+    # A pointer has to be passed even if it is not read; bias and scale are read without strides.
     bias_or_any = weight if bias is None else bias.contiguous()
     scale_or_any = weight if scale is None else scale.contiguous()
     constants = _constants(geometry, x, r, output)

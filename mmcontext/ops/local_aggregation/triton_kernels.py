@@ -1,4 +1,4 @@
-"""Triton kernels of local aggregation. Imported lazily: it needs triton.
+"""Triton kernels for the local aggregation. Imported lazily, since triton may be missing.
 
 Notation used in the comments: B batch, C channels, G kernel groups, KK = KH * KW taps,
 P output positions (Ho * Wo flattened), and tiles [channels, positions] of
@@ -12,8 +12,8 @@ that span 2^31 elements or more.
 import triton
 import triton.language as tl
 
-# What changes with an image's size: compiled for no value of them, so that a size not seen
-# before compiles nothing. The innermost strides are left, since a 1 there makes accesses wide.
+# Arguments that change with the image size are not specialised, so that a new size does not
+# recompile. The innermost strides are: a stride of 1 there allows vectorised accesses.
 _SIZES = ('channels', 'groups', 'positions', 'class_w', 'in_h', 'in_w', 'out_h', 'out_w', 'reduced',
           *(f'{tensor}_s{axis}' for tensor in 'xywr' for axis in 'bcgh'))
 _jit = triton.jit(do_not_specialize=_SIZES)
@@ -85,8 +85,8 @@ def grad_input_kernel(
         BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
     """gx[b, c, q] = sum_k w[b, g(c), k, p] * gy[b, c, p], p = (q + padding - dilation k) / stride.
 
-    Input positions are visited by residue class modulo the stride: within a class the
-    taps that reach a whole output position are the same for all, so no tap is wasted.
+    Input positions are visited by residue class modulo the stride: within a class, the
+    taps that hit an output position are the same for all, so no tap is wasted.
     ``positions`` counts those of the largest class.
     """
     group_channels = channels // groups
@@ -147,7 +147,7 @@ def grad_weight_kernel(
         BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, CHUNKS: tl.constexpr):
     """gw[b, g, k, p] = sum over c of g of gy[b, c, p] * x[b, c, stride p + dilation k - padding].
 
-    Where the channels of a group fit one tile (CHUNKS is 1) gy is loaded once for all taps.
+    If the channels of a group fit in one tile (CHUNKS is 1), gy is loaded once for all taps.
     """
     group_channels = channels // groups
     tiles = tl.cdiv(positions, BLOCK_P)
@@ -201,7 +201,7 @@ def fused_forward_kernel(
         HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, DOT: tl.constexpr, IDX: tl.constexpr,
         BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
         BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr, R_BLOCKS: tl.constexpr):
-    """Forward whose kernels are w = weight @ r + bias, made tile by tile and never stored.
+    """Forward with kernels w = weight @ r + bias, computed tile by tile and never stored.
 
     Kernels are shared in blocks of channels. ``scale`` [B, C] multiplies the channels.
 

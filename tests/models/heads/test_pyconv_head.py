@@ -136,7 +136,7 @@ def test_loss_ignores_and_is_never_nan(avg_non_ignore):
     expected = F.cross_entropy(scores, labels[:, 0], ignore_index=255)
     if not avg_non_ignore:
         expected = expected * 11 / 17
-    assert_close(loss, expected, rtol=1e-9, atol=0)
+    assert_close(loss, expected, rtol=1e-9, atol=0)  # float64
 
     nothing = head.loss_by_feat(logits, [sample(v) for v in torch.full_like(labels, 255)])
     assert nothing['loss_ce'] == 0

@@ -1,4 +1,4 @@
-"""(a) Whole networks by this package's kernels and by torch's functions, against float64."""
+"""(a) Whole networks with this package's kernels and with torch's functions, against float64."""
 import argparse
 import contextlib
 import copy
@@ -23,14 +23,14 @@ _OFF = {batch_norm_act.METHOD_VARIABLE: 'torch', grouped_conv.METHOD_VARIABLE: '
         avg_pool.METHOD_VARIABLE: 'torch', channel_gate.METHOD_VARIABLE: 'torch',
         pair_conv.METHOD_VARIABLE: 'torch', BACKEND_VARIABLE: 'torch', ROWS_VARIABLE: 'torch'}
 _DTYPES = ('float32', 'bfloat16')
-# An untrained network in training amplifies every rounding; by how much, torch's own distance
-# from float64 tells.
+# An untrained network in training mode amplifies rounding errors; torch's own distance from
+# float64 shows by how much.
 _SLACK, _LEAST = 2., 1e-3
 
 
 @contextlib.contextmanager
 def switched_off() -> Iterator[None]:
-    """Within it torch's functions serve everything."""
+    """Context in which torch's functions are used for everything."""
     before = {name: os.environ.get(name) for name in _OFF}
     os.environ.update(_OFF)
     try:
@@ -62,7 +62,7 @@ def distances(found: Dict[str, Tensor], exact: Dict[str, Tensor]) -> Tuple[float
 
 
 def main(record: Record, options: argparse.Namespace) -> None:
-    """One training step each, batch 16, 96 px, channels-last."""
+    """One training step per network, batch 16, 96 px, channels-last."""
     init_default_scope('mmpretrain')
     clocks, tiny = Device(options.device), options.dry_run
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False

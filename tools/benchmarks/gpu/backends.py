@@ -1,4 +1,4 @@
-"""Which implementations of the aggregation this machine has, and what they count."""
+"""Which implementations of the aggregation this machine has, and their compilation counts."""
 import importlib
 from types import ModuleType
 from typing import Dict, List, Optional
@@ -7,12 +7,12 @@ import torch
 
 from mmcontext.ops import explain
 
-# Timed and tested where they serve; the first is what a GPU should choose by itself.
+# Timed and tested if available; the first is what should be chosen by default on a GPU.
 BACKENDS = ('cuda', 'triton', 'torch')
 
 
 def cuda_module() -> Optional[ModuleType]:
-    """The module of the CUDA backend, or None where this version has none."""
+    """The module of the CUDA backend, or None if this version has none."""
     try:
         return importlib.import_module('mmcontext.ops.local_aggregation.cuda')
     except ImportError:
@@ -20,7 +20,7 @@ def cuda_module() -> Optional[ModuleType]:
 
 
 def compilations() -> Optional[int]:
-    """CUDA kernels compiled in this process, or None where this version has none."""
+    """CUDA kernels compiled in this process, or None if this version has none."""
     try:
         return importlib.import_module('mmcontext.ops.gpu_kernels').compilations()
     except ImportError:
@@ -28,7 +28,7 @@ def compilations() -> Optional[int]:
 
 
 def refusals(device: str) -> Dict[str, str]:
-    """Backend to the reason why it does not serve a small float32 aggregation; '' if it does."""
+    """Backend -> why it does not support a small float32 aggregation; '' if it does."""
     x = torch.zeros(1, 16, 8, 8, device=device)
     w = torch.zeros(1, 1, 9, 8, 8, device=device)
     reasons = {}
@@ -42,11 +42,11 @@ def refusals(device: str) -> Dict[str, str]:
 
 
 def available(device: str) -> List[str]:
-    """Backends that serve."""
+    """The backends that can be used."""
     return [name for name, reason in refusals(device).items() if not reason]
 
 
 def chosen(device: str) -> str:
-    """The backend that a call without a name takes."""
+    """The backend that a call without a name uses."""
     x = torch.zeros(1, 16, 8, 8, device=device)
     return explain(x, torch.zeros(1, 1, 9, 8, 8, device=device), 3, padding=1)['chosen']

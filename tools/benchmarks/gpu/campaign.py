@@ -1,8 +1,8 @@
-"""Runs the tasks of the campaign within a time and writes what they found.
+"""Runs the tasks of the campaign within a time budget and writes their results.
 
-Each task is a process of its own with a time limit. After every task ``campaign.json`` (all
+Each task is a separate process with a time limit. After every task ``campaign.json`` (all
 figures), ``campaign.md`` (tables) and ``campaign.log`` are written to ``--out``, plots at the end;
-a later call with the same folder runs only what is not done.
+a later call with the same folder runs only what is not done yet.
 """
 import argparse
 import importlib.util
@@ -59,7 +59,7 @@ class Campaign:
         return self.stop - time.monotonic()
 
     def run(self) -> int:
-        """Run what is wanted and not done; returns the number of tasks with a failure."""
+        """Run the selected tasks that are not done; returns the number of tasks with a failure."""
         environment, self.state['setup'] = self._prepare(self.options, self.work, self._log)
         for task in self.tasks:
             done = self.state['tasks'].get(task.name, {}).get('status') == 'done'
@@ -131,7 +131,7 @@ class Campaign:
 
     def _process(self, task: Task, path: Path,
                  environment: Dict[str, str]) -> Tuple[Optional[int], List[str]]:
-        """Exit status (None where it ran out of time) and the last lines."""
+        """Exit status (None if it ran out of time) and the last lines of output."""
         limit = min(task.limit, max(self.left, 1))
         arguments = json.dumps(vars(self._arguments(task, path, limit)))
         command = [*task.tool, sys.executable, '-m', 'gpu.task', arguments]

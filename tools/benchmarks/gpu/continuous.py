@@ -20,7 +20,7 @@ class Geometry(NamedTuple):
     size: int
 
 
-# As the stages begin, and kernels that have grown.
+# The stages at initialisation, and with kernels that have grown.
 GEOMETRIES = [Geometry(*values) for values in (
     (64, 5, 1, 56), (128, 5, 2, 56), (128, 5, 1, 28), (256, 5, 1, 14), (512, 5, 1, 7),
     (64, 9, 1, 56), (64, 17, 1, 56), (64, 33, 1, 56), (256, 17, 1, 14))]

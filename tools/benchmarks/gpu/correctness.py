@@ -50,8 +50,8 @@ def _square(batch: int, channels: int, groups: int, size: Tuple[int, int], kerne
         kernel, stride, padding, dilation)))
 
 
-# Kernels and steps with paths of their own, then sizes at the edges of the tiles, groups that
-# fill no vector, and what only general paths serve.
+# Kernel sizes and strides with specialised paths, then sizes at the edges of tiles, groups that
+# do not fill a vector, and cases for the general kernels only.
 CASES = [_square(2, 32, 2, (17, 19), kernel, stride, dilation)
          for kernel, stride, dilation in itertools.product((3, 5, 7), (1, 2), (1, 2))]
 CASES += [
@@ -75,7 +75,7 @@ SANITIZER_CASES = [*(CASES[index] for index in (0, 4, 8, 10, 14, 15)),
 
 
 def random_cases(count: int, seed: int) -> List[Case]:
-    """Geometries that nobody thought of."""
+    """Random geometries."""
     draw = random.Random(seed)
     cases = []
     while len(cases) < count:
@@ -93,7 +93,7 @@ def random_cases(count: int, seed: int) -> List[Case]:
 
 
 def operands(case: Case, seed: int, device: str = 'cpu') -> Tuple[Tensor, ...]:
-    """x, w and the gradient of y, in float64 but with values that every dtype has."""
+    """x, w and the gradient of y, in float64 but with values that every dtype can represent."""
     generator = torch.Generator().manual_seed(seed)
 
     def tensor(channels: int, size: Tuple[int, int]) -> Tensor:
@@ -130,7 +130,7 @@ def exact(case: Case, values: Tuple[Tensor, ...], share: str) -> Tuple[Tensor, .
 
 
 def error(actual: Tuple[Tensor, ...], expected: Tuple[Tensor, ...]) -> float:
-    """Largest error over the largest value; infinite where something is not finite."""
+    """Largest error over the largest value; infinite if any value is not finite."""
     worst = 0.
     for a, e in zip(actual, expected):
         if a.shape != e.shape:
@@ -168,7 +168,7 @@ class Tally:
 
 def check_backend(tally: Tally, record: Record, device: str, backend: str, cases: List[Case],
                   dtypes: Tuple[str, ...], seconds: float) -> None:
-    """All combinations of the cases, until the time is over."""
+    """Check all combinations of the cases until time runs out."""
     stop = time.perf_counter() + seconds
     for index, (case, share) in enumerate(itertools.product(cases, SHARES)):
         if time.perf_counter() > stop:
@@ -211,7 +211,7 @@ def check_strides(tally: Tally, record: Record, device: str, backend: str, case:
 
 def check_streams_and_graphs(tally: Tally, record: Record, clocks: Device, backend: str,
                              cases: List[Case]) -> None:
-    """A stream of its own, and a CUDA graph replayed with other values."""
+    """A side stream, and a CUDA graph replayed with other values."""
     for case, (dtype, layout) in zip(cases, (('bfloat16', 'pixels'), ('float32', 'planes'),
                                              ('float32', 'planes'))):
         with record.attempt(f'{backend} {dtype} stream and graph'):
@@ -250,7 +250,7 @@ def check_large(tally: Tally, record: Record, device: str, backend: str, tiny: b
 
 def check_fused(tally: Tally, record: Record, device: str, backend: str,
                 cases: List[Case]) -> None:
-    """Output and all gradients of the fused form, with and without factors of the channels."""
+    """Output and all gradients of the fused form, with and without channel factors."""
     for case, gated in itertools.product(cases, (False, True)):
         generator = torch.Generator().manual_seed(6)
         taps, reduced = case.kernel[0] * case.kernel[1], 12
@@ -278,15 +278,15 @@ def check_fused(tally: Tally, record: Record, device: str, backend: str,
                 form = torch.channels_last if layout == 'pixels' else torch.contiguous_format
                 there = [t.to(getattr(torch, dtype)) for t in (*leaves, grad)]
                 there = [t.contiguous(memory_format=form) if t.dim() == 4 else t for t in there]
-                # In half precision w itself may be rounded on the way.
+                # In half precision w itself may be rounded in between.
                 tally.add(backend, dtype, 'fused', what,
                           error(run(there[:-1], there[-1], backend), expected), slack=2)
 
 
 def main(record: Record, options: argparse.Namespace) -> None:
-    """The CUDA kernels, the choice among backends and torch's; Triton has a task of its own."""
+    """The CUDA kernels, the automatic choice and torch's; Triton has a separate task."""
     device, tiny = options.device, options.dry_run
-    # torch.empty then holds NaN: an element that nobody wrote shows.
+    # This fills torch.empty with NaN, so that elements that are never written show.
     torch.use_deterministic_algorithms(True, warn_only=True)
     taken = chosen(device)
     record.note(chosen=taken, refused=refusals(device))
@@ -324,10 +324,10 @@ def triton(record: Record, options: argparse.Namespace) -> None:
 
 
 def sanitized(record: Record, options: argparse.Namespace) -> None:
-    """A few cases, for compute-sanitizer to look at."""
+    """A few cases to run under compute-sanitizer."""
     tally, backend = Tally(record), options.backend
     cases = _TINY_CASES if options.dry_run else SANITIZER_CASES
-    # Ended by the limit of the task, the program would not say what it found.
+    # If the time limit of the task ended the program, it would not report its findings.
     check_backend(tally, record, options.device, backend, cases, ('float32', 'bfloat16'),
                   0.4 * options.seconds)
     tally.write()

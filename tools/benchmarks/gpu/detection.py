@@ -1,4 +1,4 @@
-"""(f) Mask R-CNN and a segmentor under AMP, image sizes in turn, beside stock ResNet-50."""
+"""(f) Mask R-CNN and a segmentor under AMP, with alternating image sizes, against ResNet-50."""
 import argparse
 import statistics
 import time
@@ -28,7 +28,7 @@ SEGMENTORS = {
     'Semantic FPN ResNet-50': 'mmseg::sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024.py',
     'Semantic FPN CedNet-50': 'cednet/fpn_cednet50_512x1024_80k_cityscapes.py',
 }
-# Padded sizes as they come from multi-scale training.
+# Padded sizes as they occur in multi-scale training.
 _SIZES = ((800, 1216), (800, 1088), (640, 1024), (768, 1344), (736, 1120))
 _CROPS = ((512, 1024), (512, 512), (768, 768), (480, 960), (640, 1280))
 # What makes a detector small enough for a dry run.
@@ -65,7 +65,7 @@ def _segmentor(path: str, tiny: bool) -> torch.nn.Module:
     cfg = _config(path)
     cfg.model.update(pretrained=None)
     cfg.model.backbone.init_cfg = None
-    # The sizes vary; the images come normalised in size.
+    # The sizes vary, and the images already have their final size.
     cfg.model.data_preprocessor.update(size=None, size_divisor=32)
     if tiny:
         cfg.merge_from_dict(dict(model=dict(
@@ -111,13 +111,13 @@ def _amp(model: torch.nn.Module, device: str) -> AmpOptimWrapper:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9)
     if device == 'cuda':
         return AmpOptimWrapper(dtype='float16', loss_scale='dynamic', optimizer=optimizer)
-    from mmengine.optim import OptimWrapper  # AMP's scaler wants an accelerator
+    from mmengine.optim import OptimWrapper  # AMP's scaler needs an accelerator
     return OptimWrapper(optimizer)
 
 
 def time_model(record: Record, clocks: Device, name: str, model: torch.nn.Module,
                batches: List[Tuple[tuple, Batch]], rounds: int) -> None:
-    """Seconds of the first step at every size, then milliseconds of steps of all in turn."""
+    """Seconds of the first step at every size, then milliseconds of steps with all alternating."""
     model = revert_sync_batchnorm(model).to(clocks.name).train()
     wrapper = _amp(model, clocks.name)
 

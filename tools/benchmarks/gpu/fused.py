@@ -1,4 +1,4 @@
-"""(b) Fused involution beside the kernels made by a convolution, forward and backward."""
+"""(b) Fused involution against kernels made by a convolution, forward and backward."""
 import argparse
 from typing import Callable, Dict, Tuple
 
@@ -34,7 +34,7 @@ def operands(shape: Shape, device: str, dtype: torch.dtype,
 
 def fused(x: Tensor, r: Tensor, weight: Tensor, bias: Tensor, scale: Tensor,
           shape: Shape) -> Tensor:
-    """Kernels that are never kept."""
+    """With kernels that are never stored."""
     return fused_involution(x, r, weight, bias, shape.kernel, shape.stride, shape.kernel // 2,
                             scale=scale)
 

@@ -1,5 +1,5 @@
-"""(b) Gates of channels, average pools, convolutions of two maps, aggregations of parts: the
-kernels against float64, and their times beside torch's functions."""
+"""(b) Channel gates, average pools, convolutions of two maps, aggregations in parts: the kernels
+against float64, and their times against torch's functions."""
 import argparse
 from typing import Callable, Dict, List, NamedTuple, Tuple
 
@@ -18,12 +18,12 @@ _TOLERANCE = {'float32': 1e-5, 'bfloat16': 2e-2, 'float16': 3e-3}
 # [batch, channels, height, width]
 _CHECKED = ((2, 16, 5, 7), (3, 48, 13, 9), (2, 528, 9, 8), (64, 64, 56, 56), (64, 512, 7, 7))
 _TIMED = ((64, 64, 56, 56), (64, 128, 28, 28), (64, 256, 14, 14), (64, 512, 7, 7))
-# What float32 products are rounded to on a GPU is up to cuBLAS: half precision alone.
+# The precision of float32 products on a GPU is up to cuBLAS: checked in half precision only.
 _IN_HALVES = ('pair_conv', 'pair_conv, 2 groups')
 
 
 class Case(NamedTuple):
-    """Of one shape: operands, of which the first ``maps`` are maps, and the function."""
+    """An operator at one shape: operands, the first ``maps`` of them maps, and the function."""
     operands: List[Tensor]
     maps: int
     function: Callable[..., Tensor]
@@ -72,7 +72,7 @@ def cases(shape: Tuple[int, ...], device: str) -> Dict[str, Case]:
 
 
 def run(case: Case, dtype: torch.dtype, method: str, wide: bool) -> Tuple[Tensor, ...]:
-    """Output and all gradients, of operands rounded to ``dtype``, in float64 where ``wide``."""
+    """Output and all gradients for operands rounded to ``dtype``, in float64 if ``wide``."""
     torch.manual_seed(1)
     leaves = [t.to(dtype) for t in case.operands]
     leaves = [(t.double() if wide else t).requires_grad_() for t in leaves]
@@ -83,7 +83,7 @@ def run(case: Case, dtype: torch.dtype, method: str, wide: bool) -> Tuple[Tensor
 
 
 def check(record: Record, device: str, method: str, shapes: Tuple[Tuple[int, ...], ...]) -> None:
-    """All operators against float64 on the same device, and twice the same bits."""
+    """All operators against float64 on the same device, and whether two runs are bit-identical."""
     worst: Dict[str, float] = {}
     for shape in shapes:
         torch.manual_seed(0)
@@ -114,7 +114,7 @@ def _steps(case: Case, method: str) -> Dict[str, Callable[[], object]]:
 
 
 def main(record: Record, options: argparse.Namespace) -> None:
-    """Errors, then GPU microseconds in bf16 beside torch's functions."""
+    """Errors, then GPU microseconds in bf16 against torch's functions."""
     clocks = Device(options.device)
     method = 'torch' if options.dry_run else 'cuda'
     shapes = ((2, 32, 4, 4), )

@@ -1,4 +1,4 @@
-"""(d) ``CudaGraphHook``: 50 steps under AMP against the eager ones, and how fast they are."""
+"""(d) ``CudaGraphHook``: 50 steps under AMP compared with eager ones, and their speed."""
 import argparse
 import copy
 from typing import List, Tuple
@@ -21,7 +21,7 @@ _STEPS = 50
 
 def _train(model: nn.Module, batches: List[Tuple[torch.Tensor, torch.Tensor]], graphs: bool,
            device: str, clocks: Device) -> Tuple[List[float], float]:
-    """Losses, and milliseconds of a step over the last half."""
+    """Losses, and milliseconds per step over the last half."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     if device == 'cuda':
         wrapper = AmpOptimWrapper(dtype='bfloat16', optimizer=optimizer)

@@ -1,4 +1,4 @@
-"""(e) Grouped convolutions of the pyramids and of CoT blocks: right, and how fast each way."""
+"""(e) Grouped convolutions of pyramids and CoT blocks: correctness and speed of each way."""
 import argparse
 import concurrent.futures
 import itertools
@@ -13,7 +13,7 @@ from mmcontext.ops import explain_grouped_conv, grouped_conv2d
 
 _TOLERANCE = {'bfloat16': 8e-3, 'float16': 1e-3}
 _WAYS = ('direct', 'dense', 'grouped')
-_AT_ONCE = 12  # geometries whose kernels are compiled side by side
+_AT_ONCE = 12  # geometries whose kernels are compiled concurrently
 
 
 class Geometry(NamedTuple):
@@ -35,7 +35,7 @@ class Geometry(NamedTuple):
         return x.contiguous(memory_format=torch.channels_last), weight
 
 
-# What decides most comes first. Of PyConvHGResNet-50 (32 and 64 groups), PyConvResNet-50,
+# The most important first: from PyConvHGResNet-50 (32 and 64 groups), PyConvResNet-50,
 # CoTNeXt-50 (8 groups) and CoTNet-50 (kernel 3, 4 groups).
 GEOMETRIES = [Geometry(*values) for values in (
     (128, 32, 9, 32, 1, 56), (128, 64, 7, 8, 1, 28), (64, 16, 9, 16, 1, 56),
@@ -52,7 +52,7 @@ GEOMETRIES = [Geometry(*values) for values in (
     (64, 16, 9, 16, 2, 112), (64, 16, 7, 8, 2, 112), (64, 16, 5, 4, 2, 112),
     (128, 64, 7, 8, 2, 56), (128, 32, 5, 4, 2, 56), (1024, 1024, 3, 32, 2, 14),
     (256, 128, 5, 4, 2, 28))]
-# Sizes that fill no tile.
+# Sizes that are not multiples of a tile.
 _ODD = [Geometry(*values) for values in (
     (128, 32, 9, 32, 1, 17), (128, 32, 9, 32, 2, 31), (64, 16, 7, 8, 2, 13), (64, 16, 5, 4, 1, 9),
     (128, 64, 7, 8, 1, 5), (96, 96, 3, 8, 2, 11), (1024, 1024, 3, 32, 2, 3))]
@@ -66,7 +66,7 @@ def run(x: Tensor, weight: Tensor, of: Geometry, way: str) -> Tensor:
 
 
 def serves(of: Geometry, way: str, device: str) -> bool:
-    """Whether a way can and may serve."""
+    """Whether a way can be used, and fast enough to be timed."""
     if way != 'direct':
         # cuDNN's grouped kernels take milliseconds for the narrowest groups.
         return way == 'dense' or of.channels // of.groups >= 12
@@ -87,7 +87,7 @@ def results(x: Tensor, weight: Tensor, cotangent: Optional[Tensor], of: Geometry
 
 
 def wrong(of: Geometry, way: str, dtype: str, device: str) -> Optional[str]:
-    """What is wrong with a way, by float32; None where nothing is."""
+    """What is wrong with a way, compared with float32; None if nothing is."""
     x, weight = of.operands(3, getattr(torch, dtype), device)
     with torch.no_grad():
         cotangent = torch.randn_like(run(x, weight, of, 'grouped'))
@@ -105,8 +105,8 @@ def wrong(of: Geometry, way: str, dtype: str, device: str) -> Optional[str]:
 
 def check(record: Record, cases: Sequence[Tuple[Geometry, str]], device: str
           ) -> Set[Tuple[Geometry, str]]:
-    """Those of (geometry, dtype) that are right by the direct way; kernels are compiled side by
-    side."""
+    """Those of (geometry, dtype) for which the direct way is correct; kernels are compiled
+    concurrently."""
     cases = [case for case in cases if serves(case[0], 'direct', device)]
     def fault_of(case: Tuple[Geometry, str]) -> Optional[str]:
         try:
@@ -125,7 +125,7 @@ def check(record: Record, cases: Sequence[Tuple[Geometry, str]], device: str
 
 
 def steps(of: Geometry, way: str, batch: int, device: str) -> Dict[str, Callable[[], object]]:
-    """Name to what is timed."""
+    """Name -> what is timed."""
     x, weight = of.operands(batch, torch.bfloat16, device)
     x, weight = x.requires_grad_(), weight.requires_grad_()
     y = run(x, weight, of, way)

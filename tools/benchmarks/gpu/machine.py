@@ -1,4 +1,4 @@
-"""What the campaign needs of a machine: packages, the C++ library, folders for caches."""
+"""What the campaign needs on a machine: packages, the C++ library, folders for caches."""
 import argparse
 import glob
 import json
@@ -13,7 +13,7 @@ from typing import Callable, Dict, Optional, Tuple
 ROOT = Path(__file__).resolve().parents[3]
 _BUILD_SECONDS = 90
 
-# Prints the machine and, where the C++ library does not serve, why.
+# Prints the machine and, if the C++ library cannot be used, why.
 _PROBE = '''
 import json, platform, torch
 from mmcontext.ops.native_library import UNAVAILABLE
@@ -40,7 +40,7 @@ def _finish(process: subprocess.Popen, what: str, log: Callable[[str], None],
         output = process.communicate(timeout=seconds)[0]
         reason = f'exit status {process.returncode}'
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # and what holds its output open
+        os.killpg(process.pid, signal.SIGKILL)  # and whatever keeps its output open
         output, reason = process.communicate()[0], f'not done after {seconds:.0f} s'
     log(f'== {what}: {reason}\n{output}')
     lines = output.strip().splitlines() or ['']
@@ -54,15 +54,15 @@ def _probe(environment: Dict[str, str], log: Callable[[str], None]) -> Optional[
 
 def prepare(options: argparse.Namespace, work: Path,
             log: Callable[[str], None]) -> Tuple[Dict[str, str], dict]:
-    """Install what ``--wheels`` brings and build the C++ library where there is none.
+    """Install the packages in ``--wheels`` and build the C++ library if there is none.
 
     Args:
         options: Options of the campaign.
         work: Folder of this campaign on this machine.
-        log: Takes the output of the programs.
+        log: Called with the output of the programs.
 
     Returns:
-        Environment of the tasks, and what was found and how long it took.
+        Environment of the tasks, and what was found and how long that took.
     """
     environment = dict(
         os.environ, PYTHONUNBUFFERED='1',

@@ -1,4 +1,4 @@
-"""(d) Whole networks beside mmpretrain's ResNet-50, in one process."""
+"""(d) Whole networks against mmpretrain's ResNet-50, in one process."""
 import argparse
 import functools
 import time
@@ -14,7 +14,7 @@ from torch import nn
 from gpu.record import Record
 from gpu.timing import Device
 
-# The most telling first: what no time is left for is the last.
+# The most informative first, in case time runs out.
 NAMES = (BASELINE, 'CedNet-50', 'CoTNet-50', 'RedNet-50', 'CoResNet-50', 'PyConvResNet-50',
          'PyConvHGResNet-50', 'SE-CoTNetD-50', 'CoTNeXt-50', 'CKResNet-50')
 TINY_NETWORKS = ('CedNet-50', )
@@ -95,7 +95,7 @@ def figures(step: Callable[[], torch.Tensor], clocks: Device, batch: int, repeat
     value = step()
     clocks.synchronize()
     row = dict(first_step_s=round(time.perf_counter() - start, 3))
-    # Norms that have seen few images let an untrained network overflow at inference.
+    # With norms that have seen few images, an untrained network may overflow at inference.
     row['finite'] = bool(value.float().isfinite().all())
     del value
     for _ in range(min(repeats, 2)):
@@ -114,7 +114,7 @@ def figures(step: Callable[[], torch.Tensor], clocks: Device, batch: int, repeat
 
 def measure(record: Record, options: argparse.Namespace, names: Tuple[str, ...],
             settings: List[Setting], modes: Tuple[str, ...]) -> None:
-    """Rows of all networks in all settings; those of an earlier run are kept."""
+    """Measure all networks in all settings; rows of an earlier run are kept."""
     init_default_scope('mmpretrain')
     clocks = Device(options.device)
     tiny = options.dry_run
@@ -140,7 +140,7 @@ def measure(record: Record, options: argparse.Namespace, names: Tuple[str, ...],
                     batch = batches[mode != 'infer_1']
                     make = training_step if mode == 'train' else inference_step
                     step = make(model, options.device, batch, size, setting.dtype, setting.layout)
-                    # A scaler reads the overflow back, which no graph can.
+                    # A gradient scaler reads the overflow flag back, which a graph cannot do.
                     graph = not (mode == 'train' and setting.dtype == 'float16')
                     record.row('networks', **key, batch=batch,
                                **figures(step, clocks, batch, repeats, graph))

@@ -1,4 +1,4 @@
-"""(b) Batch norm, residual and activation by the CUDA kernels: correct, and how fast."""
+"""(b) Batch norm, residual and activation with the CUDA kernels: correctness and speed."""
 import argparse
 import itertools
 from typing import Callable, Dict, List, Tuple
@@ -21,7 +21,7 @@ _FORMS = (('none', False), ('relu', False), ('silu', False), ('none', True), ('r
 
 def operands(shape: Tuple[int, ...], dtype: torch.dtype, device: str,
              residual: bool) -> Tuple[List[Tensor], List[Tensor]]:
-    """x, cotangent and what is added; weight, bias and running statistics."""
+    """x, cotangent and residual; weight, bias and running statistics."""
     def tensor(shift: float = 0.) -> Tensor:
         return (torch.randn(shape, device=device) + shift).to(dtype).contiguous(
             memory_format=torch.channels_last)
@@ -45,8 +45,8 @@ def run(maps: List[Tensor], vectors: List[Tensor], training: bool, activation: s
 def error(found: Tuple[Tensor, ...], expected: Tuple[Tensor, ...]) -> float:
     """Largest error over the largest value.
 
-    One element in 100,000 of a map, and one more, may differ: a ReLU whose argument is zero but
-    for rounding is open in one precision and shut in another.
+    One element in 100,000 of a map, and one more, may differ: a ReLU whose argument is zero up to
+    rounding may be on in one precision and off in another.
     """
     worst = 0.
     for a, e in zip(found, expected):
@@ -58,7 +58,7 @@ def error(found: Tuple[Tensor, ...], expected: Tuple[Tensor, ...]) -> float:
 
 def judge(record: Record, what: str, runs: Tuple[Tuple[Tensor, ...], ...],
           expected: Tuple[Tensor, ...], tolerance: float) -> float:
-    """The error of the first of two runs; a failure where it is too large or the runs differ."""
+    """The error of the first of two runs; a failure if it is too large or the runs differ."""
     found, again = runs
     value = error(found, expected)
     if not value <= tolerance:
@@ -69,7 +69,7 @@ def judge(record: Record, what: str, runs: Tuple[Tuple[Tensor, ...], ...],
 
 
 def check(record: Record, device: str, method: str) -> None:
-    """All forms against float64 on the same device, and twice the same bits."""
+    """All forms against float64 on the same device, and whether two runs are bit-identical."""
     worst: Dict[str, float] = {}
     for shape, dtype, (activation, residual), training in itertools.product(
             _CHECKED, _TOLERANCE, _FORMS, (True, False)):
@@ -99,10 +99,10 @@ def _steps(shape: Tuple[int, ...], activation: str, residual: bool, method: str,
 
 
 def main(record: Record, options: argparse.Namespace) -> None:
-    """GPU microseconds in training, bf16, beside torch's functions and the floor.
+    """GPU microseconds in training, bf16, against torch's functions and the floor.
 
-    The floor: three passes over the map forwards and five backwards, one and two more with
-    what is added, at the bandwidth of a copy.
+    The floor: three passes over the map forwards and five backwards, one and two more with a
+    residual, at the bandwidth of a copy.
     """
     clocks = Device(options.device)
     method = 'torch' if options.dry_run else 'cuda'

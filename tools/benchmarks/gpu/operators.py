@@ -1,4 +1,4 @@
-"""(b) GPU time of the aggregation, each direction apart, beside what else computes it."""
+"""(b) GPU time of the aggregation, separately for each direction, against alternatives."""
 import argparse
 import importlib
 from typing import Callable, Dict, Optional, Tuple
@@ -23,7 +23,7 @@ SHAPES = [
     Shape('CoTNet-50 stage 3', BATCH, 256, 32, 14, 14, 3, 1, 'interleaved'),
     Shape('FPN level', 2, 256, 16, 200, 304, 7),
 ]
-# Half precision in the layouts that a network under AMP has.
+# Half precision in the layouts that occur in a network under AMP.
 FORMS = (('float32', 'nchw'), ('bfloat16', 'nchw'), ('bfloat16', 'nhwc'), ('float32', 'nhwc'),
          ('float16', 'nhwc'))
 _TINY = [Shape('tiny', 1, 16, 1, 9, 9, 7),
@@ -40,7 +40,7 @@ def shapes(options: argparse.Namespace) -> list:
 
 def directions(run: Run, x: Tensor, w: Tensor, grad: Tensor,
                shape: Shape) -> Dict[str, Callable[[], object]]:
-    """Forward, gradient of x and gradient of w, each by itself."""
+    """Forward, gradient of x and gradient of w, separately."""
     def gradient(of_x: bool) -> Callable[[], object]:
         a, b = x.detach().requires_grad_(of_x), w.detach().requires_grad_(not of_x)
         y = run(a, b, shape)
@@ -67,7 +67,7 @@ def reference_of(x: Tensor, w: Tensor, grad: Tensor, shape: Shape) -> Tuple[Tens
 
 def time_one(record: Record, clocks: Device, name: str, run: Run, shape: Shape, dtype: str,
              layout: str, bandwidth: float) -> None:
-    """GPU microseconds of the three directions; a wrong result is a failure and no row."""
+    """GPU microseconds of the three directions; a wrong result is a failure instead of a row."""
     what = f'{name}, {shape.name}, {dtype} {layout}'
     with record.attempt(what):
         values = operands(shape, clocks.name, getattr(torch, dtype), layout)
@@ -104,7 +104,7 @@ def main(record: Record, options: argparse.Namespace) -> None:
 
 
 def one_thread_per_output(record: Record) -> Optional[Run]:
-    """The scheme of the authors' kernels, where CuPy is there."""
+    """The scheme of the authors' kernels, if CuPy is installed."""
     try:
         module = importlib.import_module('one_thread_per_output')
     except ImportError as error:
@@ -118,7 +118,7 @@ def one_thread_per_output(record: Record) -> Optional[Run]:
 
 
 def time_prototype(record: Record, clocks: Device, options: argparse.Namespace) -> None:
-    """The compiled prototype, best of a few tiles."""
+    """The compiled prototype, with the best of a few tiles."""
     from gpu.prototype import Prototype
     prototype = Prototype(options.prototype)
     for dtype, shape in ((dtype, shape) for dtype in ('float32', 'bfloat16')
@@ -138,7 +138,7 @@ def time_prototype(record: Record, clocks: Device, options: argparse.Namespace) 
 
 
 def triton(record: Record, options: argparse.Namespace) -> None:
-    """The Triton kernels; they compile for every shape."""
+    """The Triton kernels, which are compiled for every shape."""
     clocks = Device(options.device)
     backend = 'torch' if options.dry_run else 'triton'
     if backend not in available(options.device):
@@ -161,7 +161,7 @@ def compiled(record: Record, options: argparse.Namespace) -> None:
 
 
 def tiles(record: Record, options: argparse.Namespace) -> None:
-    """(c) Tile choices of the CUDA kernels; the fastest go to a file that the launcher reads."""
+    """(c) Tiles of the CUDA kernels; the fastest are written to a file that the planner reads."""
     from gpu.tiles import tune
     module = cuda_module()
     if not hasattr(module, 'set_tiles'):

@@ -1,4 +1,4 @@
-"""(e) Convolutions of kernel 1 by cuDNN, and as matrix products of channels-last maps."""
+"""(e) 1x1 convolutions by cuDNN, and as matrix products of channels-last maps."""
 import argparse
 from typing import Dict, NamedTuple
 
@@ -12,13 +12,13 @@ from gpu.ways import Way, compare_ways
 
 
 class Geometry(NamedTuple):
-    """A convolution of kernel and stride 1."""
+    """A 1x1 convolution with stride 1."""
     channels: int
     outputs: int
     size: int
 
 
-# Of bottlenecks, of what makes the kernels of involutions and of CoT, and a squeeze.
+# From bottlenecks, from the kernel branches of involution and CoT, and a squeeze.
 GEOMETRIES = [Geometry(*values) for values in (
     (64, 256, 56), (256, 64, 56), (512, 128, 28), (128, 512, 28), (1024, 256, 14),
     (256, 1024, 14), (2048, 512, 7), (512, 2048, 7), (64, 16, 56), (16, 196, 56), (128, 32, 28),
@@ -27,7 +27,7 @@ _TINY = [Geometry(8, 12, 5)]
 
 
 def by_product(x: Tensor, weight: Tensor) -> Tensor:
-    """A channels-last map as a matrix, a row for every pixel."""
+    """A channels-last map as a matrix with one row per pixel."""
     pixels = x.permute(0, 2, 3, 1)
     return F.linear(pixels, weight[:, :, 0, 0]).permute(0, 3, 1, 2)
 

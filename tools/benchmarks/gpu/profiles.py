@@ -14,7 +14,7 @@ from gpu.timing import Device
 
 _STEPS = 2
 _LONGEST = 12
-# Kinds in the order in which they are tried, with what names of their kernels contain.
+# Kinds in the order in which they are tried, with substrings of their kernels' names.
 _KINDS: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
     ('aggregation', ('local_aggregation', 'mmcontext')),
     ('copies between layouts', ('nchwToNhwc', 'nhwcToNchw', 'transpose')),

@@ -1,8 +1,8 @@
-"""A compiled prototype of the aggregation, given by ``--prototype``, as one more column.
+"""A compiled prototype of the aggregation, given by ``--prototype``, as an additional column.
 
 The library exports ``agg(bf16, direction, K, stride, vector, a, w, out, C, G, H, W, Ho, Wo,
-interleaved, tile rows, tile quads, groups a block, batch, threads, stream)`` and returns 0, a
-CUDA error, or a negative number for what it does not serve. Directions are 0 forward,
+interleaved, tile rows, tile quads, groups per block, batch, threads, stream)`` and returns 0, a
+CUDA error, or a negative number for what it does not support. Directions are 0 forward,
 1 gradient of x and 2 gradient of w.
 """
 import ctypes
@@ -13,7 +13,7 @@ import torch
 from bench_ops import Shape
 from torch import Tensor
 
-# Rows and groups of 4 columns of a tile, groups a block.
+# Rows and quads (of 4 columns) of a tile, groups per block.
 _TILES = ((7, 8, 1), (8, 8, 1), (7, 7, 1), (14, 7, 1), (14, 4, 2), (7, 2, 4), (14, 8, 1))
 _MAX_THREADS = {0: 384, 1: 384, 2: 512}
 
@@ -30,7 +30,7 @@ class Prototype:
 
     def directions(self, x: Tensor, w: Tensor, grad: Tensor,
                    shape: Shape) -> Dict[str, List[Tuple[Callable[[], int], Callable]]]:
-        """For every direction and tile that serves it, a launch and what returns its result."""
+        """For every direction and tile that supports it, a launch and a getter of its result."""
         operands = {'forward': (x, w, torch.empty_like(grad)),
                     'grad_x': (grad, w, torch.empty_like(x)),
                     'grad_w': (grad, x, torch.empty_like(w))}

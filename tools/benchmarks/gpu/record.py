@@ -1,4 +1,4 @@
-"""What a task has found so far, written after every row: a task that is cut off keeps it."""
+"""Results of a task so far, written after every row so that a killed task keeps them."""
 import contextlib
 import json
 import os
@@ -10,7 +10,7 @@ class Record:
     """Tables, notes and failures of one task, mirrored in a JSON file.
 
     Args:
-        path: File to write, or '' for none. Where it exists, its rows are kept.
+        path: File to write, or '' for none. If it exists, its rows are kept.
     """
 
     def __init__(self, path: str = '') -> None:
@@ -31,21 +31,21 @@ class Record:
         self._write()
 
     def note(self, **values) -> None:
-        """Set single figures."""
+        """Record individual figures."""
         self.content['notes'].update(values)
         self._write()
 
     def fail(self, what: str, reason: str) -> None:
-        """Record that something did not work, and go on."""
+        """Record that something did not work, and continue."""
         self.content['failures'].append(dict(what=what, reason=reason))
         print(f'FAILED {what}: {reason}', flush=True)
         self._write()
 
     @contextlib.contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """Turn an exception into a recorded failure, so that the next row is still taken.
+        """Turn an exception into a recorded failure, so that the next row is still measured.
 
-        An error of the device is recorded and raised: nothing works in that process after it.
+        A device error is recorded and raised: nothing works in that process afterwards.
         """
         try:
             yield

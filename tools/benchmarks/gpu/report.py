@@ -1,4 +1,4 @@
-"""Markdown tables and plots of a campaign: ``python -m gpu.report DIR`` makes them anew."""
+"""Markdown tables and plots of a campaign: ``python -m gpu.report DIR`` recreates them."""
 import json
 import sys
 from pathlib import Path
@@ -26,7 +26,7 @@ def _figure(value: Optional[float], digits: int = 0) -> Optional[str]:
 
 
 def _operators(state: dict) -> str:
-    """GPU microseconds of each direction, one line a shape, dtype and layout."""
+    """GPU microseconds of each direction, one line per shape, dtype and layout."""
     cells, floors, names = {}, {}, []
     for row in _rows(state, 'operators'):
         key = (row['shape'], row['dtype'], row['layout'])
@@ -70,7 +70,7 @@ def _host(state: dict) -> str:
 
 
 def _networks(state: dict) -> str:
-    """One line a network and setting; ratios to ResNet-50 of the same setting."""
+    """One line per network and setting; ratios to ResNet-50 in the same setting."""
     rows = _rows(state, 'networks')
     setting = ('mode', 'dtype', 'layout', 'compiled')
     base = {tuple(row[key] for key in setting): row for row in rows
@@ -114,7 +114,7 @@ def _fused(state: dict) -> str:
 
 
 def _plain(table: str) -> Callable[[dict], str]:
-    """A table as it is."""
+    """A table as recorded."""
     def make(state: dict) -> str:
         rows = _rows(state, table)
         heads = list(dict.fromkeys(head for row in rows for head in row))
@@ -172,7 +172,7 @@ _SECTIONS = (
 
 
 def failures(state: dict) -> str:
-    """Everything that failed or was not run, a line each, with the last lines of its output."""
+    """Everything that failed or was not run, one line each, with the last lines of its output."""
     lines = []
     for name, task in state['tasks'].items():
         if task['status'] == 'left out':
@@ -207,7 +207,7 @@ def write(state: dict, out: Path) -> None:
 
 
 def plot(state: dict, out: Path) -> None:
-    """``operators.png`` and ``networks.png``, where matplotlib is there."""
+    """``operators.png`` and ``networks.png``, if matplotlib is installed."""
     try:
         import matplotlib
     except ImportError:
@@ -223,7 +223,7 @@ def plot(state: dict, out: Path) -> None:
 
 
 def _draw_operators(state: dict, plt) -> object:
-    """Share of the memory bandwidth, forward and all three directions together."""
+    """Fraction of the memory bandwidth, forward and all three directions together."""
     rows = [row for row in _rows(state, 'operators') if 'floor_us' in row]
     keys = list(dict.fromkeys((row['shape'], row['dtype'], row['layout']) for row in rows))
     figure, axes = plt.subplots(2, 1, figsize=(12, 8), sharex=True)

@@ -1,4 +1,4 @@
-"""(b) Host time of the public entries, first steps and sizes not seen before."""
+"""(b) Host time of the public functions, first steps, and new image sizes."""
 import argparse
 import importlib.util
 import json
@@ -22,7 +22,7 @@ _SIZES = [(224 + 16 * index, 160 + 24 * index) for index in range(20)]
 
 
 def host(record: Record, options: argparse.Namespace) -> None:
-    """Microseconds a call, and with the mm packages layers and narrow training steps."""
+    """Microseconds per call; with the mm packages also layers and narrow training steps."""
     rounds = 1 if options.dry_run else 100
     clock = bench_host.Clock(options.device)
     table = bench_host.entries(options.device, None)
@@ -65,9 +65,9 @@ def first_step(record: Record, options: argparse.Namespace) -> None:
 
 def _first_steps(device: str, batch: int, size: int,
                  build: Callable[[str], torch.nn.Module]) -> dict:
-    """Seconds of the first and of the second step, ResNet-50's before them.
+    """Seconds of the first and of the second step, after those of ResNet-50.
 
-    The time in which cuDNN and cuBLAS load falls on ResNet-50.
+    The time to load cuDNN and cuBLAS is thus charged to ResNet-50.
     """
     from mmengine.registry import init_default_scope
 
@@ -87,7 +87,7 @@ def _first_steps(device: str, batch: int, size: int,
 
 
 def sizes(record: Record, options: argparse.Namespace) -> None:
-    """Forward and backward over 20 image sizes in turn: seconds of the first call of each."""
+    """Forward and backward at 20 image sizes, one after another: seconds of each first call."""
     clocks = Device(options.device)
     for name, groups, kernel, share in (('involution', 4, 7, 'block'),
                                         ('CoT', 8, 3, 'interleaved')):

@@ -9,11 +9,11 @@ class Task(NamedTuple):
         name: Name, also of its entry in ``campaign.json``.
         part: Letter of the part.
         function: ``module:function``, called with a record and the options.
-        limit: Seconds after which it is ended; what it has found until then is kept.
+        limit: Seconds after which it is killed; its results up to then are kept.
         least: Seconds that must be left for it to be worth starting.
         needs: Packages without which it cannot run.
         tool: Program that starts the interpreter, with its options.
-        resumes: Whether a run that was cut off goes on after its last row.
+        resumes: Whether a killed run continues after its last row.
     """
     name: str
     part: str
@@ -33,7 +33,7 @@ def _sanitizer(tool: str) -> Tuple[str, ...]:
             '--target-processes', 'application-only', '--print-limit', '20')
 
 
-# (a) to (c) decide about the kernels and fit in four minutes; the rest is about networks.
+# (a) to (c) are about the kernels and fit in four minutes; the rest is about networks.
 TASKS = (
     Task('correctness', 'a', 'gpu.correctness:main', 50),
     Task('agreement', 'a', 'gpu.agreement:main', 45, needs=_NETWORKS),

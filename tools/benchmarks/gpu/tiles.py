@@ -1,4 +1,4 @@
-"""(c) Tries tiles of the CUDA kernels; writes the best as the launcher reads them."""
+"""(c) Tunes the tiles of the CUDA kernels; writes the best in the planner's format."""
 import argparse
 import itertools
 import math
@@ -16,7 +16,7 @@ from gpu.timing import Device
 _TASKS = dict(forward='forward', grad_x='grad_input', grad_w='grad_weight')
 _FORMS = (('bfloat16', 'nhwc'), ('float32', 'nchw'), ('bfloat16', 'nchw'))
 _MOST = 14
-# A tile must gain this much before it is worth a line.
+# A tile must be faster by this factor to be worth a line.
 _GAIN = 0.97
 
 Tile = Tuple[int, int, int]
@@ -39,14 +39,14 @@ def candidates(shape: Shape, direction: str) -> List[Tile]:
             continue
         covered = (math.ceil(rows / tile_rows) * tile_rows * math.ceil(quads / tile_quads) *
                    tile_quads)
-        # Rows beyond those of the target are read again by the next tile.
+        # Halo rows are read again by the next tile.
         halo = (tile_rows + shape.kernel - 1) / tile_rows
         found.append((covered * halo, (tile_rows, tile_quads, groups)))
     return [tile for _, tile in sorted(found)[:_MOST]]
 
 
 def line(shape: Shape, dtype: str, layout: str, direction: str, tile: Tile) -> str:
-    """The tile as a table of tiles has it, for both widths of a thread."""
+    """The lines of the tile table, for both widths of a thread."""
     rows, cols = (shape.height, shape.width) if direction == 'grad_x' else shape.output
     return '\n'.join(
         f'{_TASKS[direction]} {dtype} {shape.kernel} {shape.stride} 1 '
@@ -55,7 +55,7 @@ def line(shape: Shape, dtype: str, layout: str, direction: str, tile: Tile) -> s
 
 
 def tune(record: Record, options: argparse.Namespace, set_tiles: Callable[[str], None]) -> None:
-    """Time the tiles of all shapes in turn; the table is written after every shape."""
+    """Time the tiles shape by shape; the table is written after every shape."""
     clocks = Device(options.device)
     backend = ours('torch' if options.dry_run else 'cuda')
     stop, best_lines = time.perf_counter() + 0.9 * options.seconds, []

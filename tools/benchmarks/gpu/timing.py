@@ -1,7 +1,7 @@
-"""Clocks of the campaign: GPU time alone, host time alone, peak memory, CUDA graphs.
+"""Clocks of the campaign: pure GPU time, pure host time, peak memory, CUDA graphs.
 
-On a CPU (a dry run) the same calls go by the clock of the host, so that all of a part's code
-runs there too; such figures mean nothing.
+On a CPU (a dry run) the same calls use the clock of the host, so that all the code runs there
+too; such figures mean nothing.
 """
 import contextlib
 import math
@@ -16,7 +16,7 @@ _MAX_FILLS = 100
 
 
 class _HostEvent:
-    """What a torch.cuda.Event is, by the clock of the host."""
+    """A torch.cuda.Event that uses the clock of the host."""
 
     def record(self) -> None:
         self.seconds = time.perf_counter()
@@ -46,7 +46,7 @@ class Device:
         return torch.cuda.Event(enable_timing=True) if self.on_gpu else _HostEvent()
 
     def _empty_cache(self) -> None:
-        """Writes more than the second-level cache holds."""
+        """Writes more than the L2 cache holds."""
         self._flood.fill_(0)
 
     def _pair_us(self, run: Callable[[], object], repeats: int, fills: int) -> float:
@@ -61,7 +61,7 @@ class Device:
         return statistics.median(1e3 * start.elapsed_time(end) for start, end in pairs)
 
     def gpu_us(self, run: Callable[[], object], repeats: int = 20) -> float:
-        """Median GPU microseconds of a call, second-level cache empty.
+        """Median GPU microseconds of a call, with a flushed L2 cache.
 
         The fills before each call last longer than the host needs to launch it, so that the
         GPU never waits for the host between the two events.
@@ -72,7 +72,7 @@ class Device:
         return self._pair_us(run, repeats if self.on_gpu else 2, fills)
 
     def host_us(self, run: Callable[[], object], repeats: int = 30) -> float:
-        """Median microseconds until a call returns, the GPU idle before it."""
+        """Median microseconds until a call returns, starting with an idle GPU."""
         times = []
         for _ in range(repeats):
             self.synchronize()
@@ -103,7 +103,7 @@ class Device:
 
         Args:
             run: The call.
-            whole: Whether what is there before the call (but for the clock's own) counts too.
+            whole: Whether memory allocated before the call (except the clock's own) counts too.
         """
         if not self.on_gpu:
             run()

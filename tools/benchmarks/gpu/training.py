@@ -17,15 +17,15 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 class Run(NamedTuple):
-    """A short training: what writes its data, and how much of it is run."""
+    """A short training run: how its data are written, and how much of it is run."""
     config: str
     data: tuple
     options: tuple
     metric: str
 
 
-# Few iterations: this shows that the scripts train under AMP and that the test repeats the
-# figure of the last validation.
+# Few iterations: this shows that the scripts train under AMP and that the test reproduces the
+# result of the last validation.
 RUNS = {
     'classification': Run(
         'configs/cednet/cednet26_digits.py', ('digits_imagenet.py', ),
@@ -117,7 +117,7 @@ def _cifar_folder(source: str, work: Path) -> Path:
 
 
 def cifar10(record: Record, options: argparse.Namespace) -> None:
-    """One network after the other, as long as time is left; finished ones are kept."""
+    """Train one network after another while there is time left; finished ones are kept."""
     work = Path(options.work, 'cifar')
     work.mkdir(parents=True, exist_ok=True)
     if options.dry_run:

@@ -1,4 +1,4 @@
-"""Several ways to compute one convolution: right, and how fast."""
+"""Several ways to compute one convolution: correctness and speed."""
 from typing import Callable, Dict
 
 import torch
@@ -13,11 +13,11 @@ _TOLERANCE = 2e-2
 
 def compare_ways(record: Record, table: str, geometry: tuple, ways: Dict[str, Way], x: Tensor,
                  weight: Tensor, expected: Tensor, clocks: Dict[str, Clock], **columns) -> None:
-    """A row for every way: microseconds of a forward pass, and of one with both gradients.
+    """Record a row for every way: microseconds of a forward pass, and of one with both gradients.
 
     Args:
-        record: Takes the rows, and what failed.
-        table: Of the rows.
+        record: Receives the rows and the failures.
+        table: Name of the table.
         geometry: What is computed; first column.
         ways: Name -> function of ``x`` and ``weight``.
         x, weight: Operands, in bfloat16.

@@ -1,5 +1,5 @@
-// Average pool of maps with contiguous channels, and its gradient: every thread gathers vectors
-// of 16 bytes of channels of its target. Options:
+// Average pooling of channels-last maps, and its gradient. Every thread gathers 16-byte vectors of
+// channels of its target. Options:
 //   PASS      0 result, 1 gradient
 //   STORAGE   StorageOf; 0, 2 or 3
 //   KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W
@@ -8,11 +8,11 @@
 
 namespace mmcontext {
 
-// Windows that see one pixel, along an axis.
+// Windows that contain a given pixel, per axis.
 constexpr int kSeeH = (KERNEL_H + STRIDE_H - 1) / STRIDE_H;
 constexpr int kSeeW = (KERNEL_W + STRIDE_W - 1) / STRIDE_W;
 
-// The pixels that count in a window: with ceil_mode one may reach beyond the padding.
+// The number of pixels that count in a window: with ceil_mode it may reach beyond the padding.
 DEVICE int extent(int window, int kernel, int stride, int pad, int size, bool include_pad) {
   int begin = window * stride - pad, end = begin + kernel;
   if (end > size + pad) end = size + pad;
@@ -42,7 +42,7 @@ DEVICE void pool(const AvgPoolParameters& p) {
     const int col = rest % cols;
     rest /= cols;
     const int row = rest % rows, image = rest / rows;
-    // The last of the windows that see a pixel, or the first pixel of a window.
+    // The first of the windows that can contain the pixel, or the first pixel of the window.
     const int first_row = kBack ? (row + p.pad_h) / STRIDE_H - (kSeeH - 1)
                                 : row * STRIDE_H - p.pad_h;
     const int first_col = kBack ? (col + p.pad_w) / STRIDE_W - (kSeeW - 1)

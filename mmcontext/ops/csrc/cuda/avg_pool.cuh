@@ -1,4 +1,4 @@
-// What a launch of avg_pool.cu gets.
+// The by-value parameter of the kernels in avg_pool.cu.
 #pragma once
 
 namespace mmcontext {
@@ -6,9 +6,9 @@ namespace mmcontext {
 struct AvgPoolParameters {
   unsigned long long source, target;       // maps [batch, rows, columns, vectors of 16 bytes]
   int count, vectors;                      // count: vectors of the target
-  int rows, cols, out_rows, out_cols;      // of the map that is pooled, of the result
+  int rows, cols, out_rows, out_cols;      // of the pooled map, of the result
   int pad_h, pad_w;
-  int include_pad;                         // whether zeros of the padding count
+  int include_pad;                         // whether padding counts in the mean
 };
 
 }  // namespace mmcontext

@@ -1,23 +1,23 @@
-// Batch norm, what is added to it, and the activation after it, over pixels of contiguous
-// channels. Options:
+// Batch norm, residual and activation of channels-last maps. Options:
 //   PASS           0 sums of the batch, 1 statistics from them, 2 result,
-//                  3 sums of the gradient, 4 gradients of weight and bias, 5 gradient of x
+//                  3 sums of the gradient, 4 gradients of weight and bias from them,
+//                  5 gradient of x
 //   STORAGE        StorageOf; 0, 2 or 3
 //   ACTIVATION     0 none, 1 relu, 2 silu
-//   RESIDUAL       1 where something is added before the activation
+//   RESIDUAL       1 if a residual is added before the activation
 //   BATCH          1: statistics of the batch, 0: given ones
-//   SUMS           1 where pass 3 has been there before pass 5
-//   THREADS        of a block; BLOCKS of them share a multiprocessor
+//   SUMS           1 if pass 3 runs before pass 5
+//   THREADS        per block; BLOCKS of them share a multiprocessor
 //
-// A thread has one vector of 16 bytes of channels and walks over pixels, some of them under way.
-// Passes 0 and 3 leave one sum a block; passes 1 and 4 add those in a fixed order, so that
-// the result is the same every time.
+// A thread has one 16-byte vector of channels and loops over pixels, with several loads in flight.
+// Passes 0 and 3 write one partial sum per block; passes 1 and 4 add those in a fixed order, so
+// that the result is deterministic.
 #include "batch_norm.cuh"
 #include "vectors.cuh"
 
 namespace mmcontext {
 
-// Channels and their shares of the sums, in a block of pass 1 or 4.
+// In a block of pass 1 or 4: channels, and threads that share the sums of one channel.
 constexpr int kColumns = 32, kShares = THREADS / kColumns;
 
 // The channels of a thread and the pixels that it shares with its block.
@@ -40,7 +40,7 @@ DEVICE Place place(const BatchNormParameters& p) {
   return at;
 }
 
-// What normalises the channels of a thread: of x - mean first, then the scale and shift of x.
+// The norm of a thread's channels: the mean, and the scale and shift that are applied to x.
 struct Norm { Values mean, scale, shift; };
 
 DEVICE Norm norm_of(const BatchNormParameters& p, int channel) {
@@ -65,7 +65,7 @@ DEVICE Norm norm_of(const BatchNormParameters& p, int channel) {
 
 DEVICE float activate(float z) {
 #if ACTIVATION == 1
-  return z < 0.f ? 0.f : z;  // NaN stays
+  return z < 0.f ? 0.f : z;  // NaN is kept
 #elif ACTIVATION == 2
   return z * sigmoid(z);
 #else
@@ -73,7 +73,7 @@ DEVICE float activate(float z) {
 #endif
 }
 
-// Which maps tell where the activation was open: y where something was added, else x.
+// Which map the derivative of the activation is computed from: y with a residual, else x.
 constexpr bool kReadsY = ACTIVATION != 0 && RESIDUAL, kReadsX = ACTIVATION != 0 && !RESIDUAL;
 
 // The gradient before the activation.
@@ -88,7 +88,7 @@ DEVICE float before_activation(float grad, float x, float y, float scale, float 
 #endif
 }
 
-// Adds what the threads of a lane have; the sums of the block go to its line of `partial`.
+// Adds the sums of the threads of a lane, and writes the block's sums to its line of `partial`.
 DEVICE void leave_sums(const BatchNormParameters& p, const Place& at, Values& first,
                        Values& second) {
   float sums[2 * kVector];
@@ -105,7 +105,8 @@ DEVICE void leave_sums(const BatchNormParameters& p, const Place& at, Values& fi
   }
 }
 
-// Sums of x and of its square, less the first pixel: a mean far from zero takes no digits.
+// Sums of x and of its square, relative to the first pixel: avoids cancellation if the mean is far
+// from zero.
 DEVICE void sum_batch(const BatchNormParameters& p) {
   const Place at = place(p);
   Values sum = {}, square = {};
@@ -135,7 +136,8 @@ DEVICE void sum_batch(const BatchNormParameters& p) {
   leave_sums(p, at, sum, square);
 }
 
-// Both sums of a channel over all blocks of pixels; true for the one thread that has them.
+// Adds both partial sums of a channel over all blocks of pixels; true for the one thread that gets
+// the totals.
 DEVICE bool add_partials(const BatchNormParameters& p, int& channel, double& first,
                          double& second) {
   const int column = threadIdx.x % kColumns, share = threadIdx.x / kColumns;
@@ -222,7 +224,7 @@ DEVICE void make_result(const BatchNormParameters& p) {
   }
 }
 
-// Also writes the gradient before the activation, which is that of what was added.
+// Also writes the gradient before the activation, which is that of the residual.
 DEVICE void sum_gradient(const BatchNormParameters& p) {
   const Place at = place(p);
   Values sum = {}, product = {};
@@ -282,7 +284,7 @@ DEVICE void finish_gradient(const BatchNormParameters& p) {
 DEVICE void make_gradient(const BatchNormParameters& p) {
   const Place at = place(p);
   if (!at.used) return;
-  // Where pass 3 ran, it has left the gradient before the activation, if anything has.
+  // Whether pass 3 has already written the gradient before the activation.
   constexpr bool kDone = SUMS && kReadsY;
   constexpr bool kWithX = BATCH || (kReadsX && !kDone);
   const Norm norm = norm_of(p, at.channel);

@@ -4,7 +4,7 @@
 namespace mmcontext {
 
 struct BatchNormParameters {
-  // Maps [pixels, channels] in the storage of the kernel; 0 where one is not used.
+  // Maps [pixels, channels] in the storage of the kernel; 0 if unused.
   unsigned long long x, residual, y;
   unsigned long long grad, grad_x, grad_residual;
   // float [channels]; weight and bias may be 0.
@@ -12,7 +12,7 @@ struct BatchNormParameters {
   unsigned long long batches;          // one 64-bit integer that counts calls, or 0
   unsigned long long saved;            // float [4, channels]: mean, 1 / deviation, scale, shift
   unsigned long long partial;          // float [blocks of pixels, 2, channels]
-  unsigned long long coefficients;     // float [3, channels]: of the gradient, x - mean and 1
+  unsigned long long coefficients;     // float [3, channels]: of grad, of x - mean, constant
   long long pixels;
   int channels, lanes;                 // lanes: vectors of channels in a block
   int partials;                        // blocks of pixels whose sums are added

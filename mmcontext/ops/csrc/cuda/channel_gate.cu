@@ -1,16 +1,16 @@
-// Means of maps over their pixels, and maps whose channels are scaled image by image:
+// Means of maps over their pixels, and maps scaled per image and channel:
 //   y = s x,  or with another map  y = other + s (x - other).
 // Options:
 //   PASS      0 sums of maps, 1 means from them, 2 y,
 //             3 sums of the gradient of s, 4 gradient of the factor from them, 5 gradient of maps
 //   STORAGE   StorageOf the maps; 0, 2 or 3. FACTOR: of factors, means and their gradients
-//   OTHER     1 where there is another map
-//   GATE      s is 0 the factor, 1 its sigmoid, 2 the first of a softmax over a channel's two
-//   WHOLE     1 where a block has all pixels of an image, so that passes 1 and 4 are not needed
-//   THREADS   of a block
+//   OTHER     1 if there is another map
+//   GATE      s is 0 the factor, 1 its sigmoid, 2 the first of a channel's two softmax outputs
+//   WHOLE     1 if a block has all pixels of an image, so that passes 1 and 4 are not needed
+//   THREADS   per block
 //
-// A thread has one vector of 16 bytes of channels and walks over pixels, some of them under way.
-// Sums are added in a fixed order: they are the same every time.
+// A thread has one 16-byte vector of channels and loops over pixels, with several loads in flight.
+// Sums are added in a fixed order and therefore deterministic.
 #include "channel_gate.cuh"
 #include "vectors.cuh"
 
@@ -20,7 +20,7 @@ using F = StorageOf<FACTOR>::type;
 
 struct Place {
   int channel, row, rows;
-  long long begin, end, image;             // pixels of all images, and the first of this one
+  long long begin, end, image;             // pixels, counted over all images; image: its first
   bool used;
 };
 
@@ -49,7 +49,7 @@ DEVICE float load_factor(unsigned long long vector, long long index) {
   return widen(load_one(reinterpret_cast<const F*>(vector) + index));
 }
 
-// s of one channel of one image, counted through.
+// s of one channel of one image; index = image * channels + channel.
 DEVICE float scale_of(const ChannelGateParameters& p, long long index) {
 #if GATE == 0
   return load_factor(p.factor, index);
@@ -81,7 +81,7 @@ DEVICE Values scales_of(const ChannelGateParameters& p, const Place& at) {
   return s;
 }
 
-// What becomes of the sum over all pixels of one channel of one image.
+// Turns the sum over all pixels of one channel of one image into the result.
 DEVICE void finish(const ChannelGateParameters& p, long long index, float sum) {
 #if PASS <= 1
   store_factor(p.means, index, sum * p.scale);
@@ -141,7 +141,7 @@ DEVICE void sum(const ChannelGateParameters& p) {
   }
 }
 
-// Passes 1 and 4: a thread for each channel of each image.
+// Passes 1 and 4: one thread per channel and image.
 DEVICE void add_partials(const ChannelGateParameters& p) {
   const long long index = 1ll * blockIdx.x * THREADS + threadIdx.x;
   const long long count = 1ll * p.batch * p.channels;
@@ -182,7 +182,7 @@ DEVICE void make_result(const ChannelGateParameters& p) {
   }
 }
 
-// Of the maps by way of y, and by way of their means where those have a gradient.
+// Gradients of the maps through y and, if the means have a gradient, through the means.
 DEVICE void make_gradients(const ChannelGateParameters& p) {
   const Place at = place(p);
   if (!at.used) return;

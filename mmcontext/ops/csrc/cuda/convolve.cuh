@@ -1,5 +1,5 @@
-// Forward and gradient of x: every thread has 4 target columns of kPart channels; the map's tile
-// stands in shared memory, rows of w stream through it.
+// Forward and gradient of x: every thread computes 4 target columns of kPart channels. The tile of
+// the map stays in shared memory; rows of w stream through it.
 #pragma once
 
 #include "tile.cuh"
@@ -8,8 +8,8 @@ namespace mmcontext {
 
 constexpr int kPart = PART;                           // channels of a thread
 
-// Stage the step'th row of taps of w: every thread copies a piece of all its taps, or where the
-// taps are neighbours in memory, one element.
+// Stage the step-th row of taps of w: every thread copies a piece of each of its taps or, if the
+// taps are contiguous in memory, single elements.
 DEVICE void stage_kernels(const TiledParameters& p, const Block& at, int step, T* shared) {
   constexpr int kPieces = kWide / KERNEL_VECTOR;        // of a quad
   const T* sample = reinterpret_cast<const T*>(p.kernel.address) + at.batch * p.kernel.batch;
@@ -130,7 +130,7 @@ DEVICE void convolve(const TiledParameters& p) {
 #pragma unroll
   for (int step = 0; step < STAGES - 1; ++step) {
     if (step < kSteps) stage_kernels(p, at, step, kernels + step * p.stage_pitch);
-    // The map belongs to the first group of copies, which is waited for first.
+    // The map belongs to the first group of copies, the first to be waited for.
     if (step == 0) {
       const int row0 = kBack ? row_before(at.row, KERNEL - 1) : at.row * STRIDE - p.pad_h;
       const int col0 = at.quad * kQuad + (kBack ? kFirstPixel : -p.pad_w);
@@ -142,7 +142,7 @@ DEVICE void convolve(const TiledParameters& p) {
   const int quads = p.tile_groups * p.tile_rows * p.tile_quads;
   const int mine = threadIdx.x, part = mine / quads < kParts ? mine / quads : kParts - 1;
   const int n = mine - part * quads < quads ? mine - part * quads : quads - 1;
-  // Neighbouring threads store neighbouring elements: quads, or groups where these are nearer.
+  // Neighbouring threads store neighbouring elements: quads, or groups if the target is mixed.
   const int inner = OTHER_LAYOUT == kMixed ? p.tile_groups : p.tile_quads;
   const int line = n / inner, place = n - line * inner;
   const int outer = OTHER_LAYOUT == kMixed ? p.tile_quads : p.tile_rows;

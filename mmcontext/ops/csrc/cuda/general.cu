@@ -10,8 +10,8 @@ using Sum = StorageOf<STORAGE>::sum;
 
 struct Place { long long batch; int channel, tap, row, col; };
 
-// The place of element `index`; `inner` channels (or groups * taps) are the fastest axis of a
-// channels-last target.
+// The position of element `index`. The `inner` channels (or groups * taps) are the fastest axis of
+// a channels-last target.
 template <class Index>
 DEVICE Place place_of(Index index, int inner, int rows, int cols, bool channels_last) {
   Place at;

@@ -1,5 +1,5 @@
-// Gradient of w: every thread has 4 columns of one kernel row's taps and sums over the channels
-// of a group; tiles of x and of the gradient of y stand in shared memory.
+// Gradient of w: every thread computes 4 columns of one kernel row's taps and sums over the
+// channels of a group. Tiles of x and of the gradient of y are in shared memory.
 #pragma once
 
 #include "tile.cuh"

@@ -1,20 +1,20 @@
-// Convolutions of narrow groups on tensor cores: what their kernels share.
+// Convolutions with narrow groups on tensor cores: code shared by their kernels.
 //
-// A matrix product has 16 slots on one side: places in the map, each with a run of RUN target rows
-// and a strip of STRIP target columns. On the other side stand the STRIP columns x channels of the
-// target, and what is summed over is the window of source columns x channels that the strip sees
-// of one source row. The weights between the two are a band: STRIP = 8 columns of K = 9 taps fill
-// 9 of 16 places, where a dense weight of 32 groups would fill one of 32.
+// The M dimension of a matrix product is 16 slots: positions in the map, each with a run of RUN
+// target rows and a strip of STRIP target columns. The N dimension is the STRIP columns x channels
+// of the target; the K dimension is the window of source columns x channels of one source row that
+// the strip depends on. The weight matrix is banded: STRIP = 8 columns of 9 taps fill 9 of 16
+// elements, where a dense weight of 32 groups would fill one of 32.
 //
 // Options:
 //   STORAGE        2 bfloat16, 3 float16
-//   SOURCE_CHANNELS, TARGET_CHANNELS    of a group
+//   SOURCE_CHANNELS, TARGET_CHANNELS    per group
 //   KERNEL, STRIDE square, padded by KERNEL / 2
 //   STRIP, RUN
-//   GROUPS         of a block
-//   TILES          of 8 target columns x channels that a warp has
+//   GROUPS         per block
+//   TILES          of 8 target columns x channels, per warp
 //   PARTS          warps that share a group's target channels
-//   THREADS, BLOCKS            of a block; blocks of a multiprocessor at least
+//   THREADS, BLOCKS            per block; least blocks per multiprocessor
 #pragma once
 
 #include "grouped_parameters.cuh"
@@ -30,33 +30,33 @@ using T = StorageOf<STORAGE>::type;
 
 constexpr int kSource = SOURCE_CHANNELS, kTarget = TARGET_CHANNELS;
 constexpr int kPad = KERNEL / 2;
-// Source rows before those that a run begins with.
+// Source rows that a run needs before its first own one.
 constexpr int kMargin = TRANSPOSED ? kPad / STRIDE : kPad;
 
-// The tap between a source row and a target row, counted from the first of a window and a run.
+// The tap between a source row and a target row, counted from the starts of window and run.
 DEVICE constexpr int tap(int from, int to) {
   return TRANSPOSED ? to + kPad - STRIDE * (from - kMargin) : from - STRIDE * to;
 }
-// Source rows that some target rows see.
+// Number of source rows that so many target rows depend on.
 DEVICE constexpr int seen(int targets) {
   return TRANSPOSED ? kMargin + (targets - 1 + kPad) / STRIDE + 1
                     : STRIDE * (targets - 1) + KERNEL;
 }
-// Source rows from one target row to another.
+// Distance, in source rows, between target rows that are `targets` apart.
 DEVICE constexpr int step(int targets) {
   return TRANSPOSED ? targets / STRIDE : targets * STRIDE;
 }
 
 constexpr int kWindow = seen(STRIP) * kSource;         // elements
-constexpr int kSteps = (kWindow + 15) / 16;           // matrix products over it
+constexpr int kSteps = (kWindow + 15) / 16;           // matrix products to sum over it
 
 DEVICE bool within(int number, int end) {
   return static_cast<unsigned>(number) < static_cast<unsigned>(end);
 }
 
-// The warp's place in a block: its group, and which part of the group's work it does.
+// The warp's position in a block: its group, and which part of the group's work it does.
 struct Worker {
-  int lane, row, pair;                 // row and pair: of a matrix, as mma distributes them
+  int lane, row, pair;                 // row and pair: of a matrix fragment, as in mma's layout
   int group, part;
 };
 DEVICE Worker this_worker() {
@@ -64,7 +64,7 @@ DEVICE Worker this_worker() {
   return {lane, lane / 4, lane % 4, warp % GROUPS, warp / GROUPS};
 }
 
-// A block's next part of the target: first row and column.
+// The part of the target numbered `item`: its first row and column.
 struct Place { int batch, row, col; };
 DEVICE Place place_of(const GroupedParameters& p, int item) {
   const int line = item / p.col_blocks;
@@ -72,8 +72,8 @@ DEVICE Place place_of(const GroupedParameters& p, int item) {
           (item - line * p.col_blocks) * p.strips * STRIP};
 }
 
-// Copy a part of a map of kChannels a group to shared memory, zeros beyond the border; the copies
-// have to be waited for.
+// Copy a part of a map with kChannels per group to shared memory, zero-padded beyond the border.
+// Asynchronous: the copies have to be waited for.
 template <int kChannels>
 DEVICE void stage(const PixelMap& map, const StagedPart& part, int batch, int row0, int col0,
                   char* shared) {
@@ -86,7 +86,7 @@ DEVICE void stage(const PixelMap& map, const StagedPart& part, int batch, int ro
     const T* line = sample + static_cast<long long>(map_row) * map.row;
     char* to = shared + row * part.row_pitch;
     if constexpr (kChannels == 1) {
-      // Two pixels of 4 or 8 groups become as many pairs.
+      // Two pixels of 4 or 8 groups become 4 or 8 pairs of pixels.
       constexpr int kLoaded = kChannels > 1 || GROUPS % 8 == 0 ? 8 : 4;
       constexpr int kLoads = (GROUPS + kLoaded - 1) / kLoaded;
       static_assert(kChannels > 1 || GROUPS % 4 == 0, "groups are loaded by fours");

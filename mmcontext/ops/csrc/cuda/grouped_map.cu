@@ -1,6 +1,6 @@
 // A grouped convolution, or the gradient of its input (TRANSPOSED); BIAS: whether one is added.
-// The options are those of grouped.cuh. A block has GROUPS groups and goes over parts of the
-// target; every warp keeps the weights of its group in registers.
+// The other options are those of grouped.cuh. A block has GROUPS groups and loops over parts of
+// the target; every warp keeps the weights of its group in registers.
 #include "grouped.cuh"
 
 namespace mmcontext {
@@ -8,8 +8,8 @@ namespace mmcontext {
 constexpr int kPixel = 2 * GROUPS * kTarget;           // bytes of a pixel of the block's result
 static_assert(kPixel % 16 == 0, "results are stored by 16 bytes");
 
-// The bands of weights, in the order of mma's second operand; the 4 elements that neighbour in
-// memory belong to one thread.
+// Load the banded weights in the fragment layout of mma's second operand, permuted along the
+// summed dimension so that the 4 elements of a thread are contiguous in the window.
 DEVICE void load_bands(const GroupedParameters& p, const Worker& me,
                        unsigned (&bands)[KERNEL][kSteps][TILES][2]) {
   const int group = static_cast<int>(blockIdx.y) * GROUPS + me.group;
@@ -41,7 +41,7 @@ DEVICE void load_bands(const GroupedParameters& p, const Worker& me,
   }
 }
 
-// Where a slot's window and result lie in shared memory.
+// Where the window and the result of a slot lie in shared memory.
 struct Slot {
   const char* window;
   char* result;
@@ -70,7 +70,7 @@ DEVICE void put(char* at, float first, float second) {
   }
 }
 
-// All that 16 slots get, from shared memory to shared memory.
+// Computes 16 slots, from shared memory to shared memory.
 DEVICE void convolve_slots(const GroupedParameters& p, const Worker& me,
                            const unsigned (&bands)[KERNEL][kSteps][TILES][2],
                            const float (&bias)[TILES][2], int first, char* shared) {

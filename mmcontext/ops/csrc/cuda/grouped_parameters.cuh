@@ -1,9 +1,9 @@
-// What the host and the kernels of grouped convolutions agree on. Plain types only.
+// Shared by the host and the kernels of grouped convolutions. Plain types only.
 #pragma once
 
 namespace mmcontext {
 
-// A channels-last map: address, strides of a sample, a row and a pixel in elements.
+// A channels-last map: address, and strides between samples, rows and pixels in elements.
 struct PixelMap {
   unsigned long long address;
   long long batch;
@@ -11,7 +11,7 @@ struct PixelMap {
   int rows, cols;
 };
 
-// A part of a map in shared memory: group by group, then rows of pixels. Pitches in bytes.
+// A part of a map in shared memory, [group][row][pixel]. Pitches in bytes.
 struct StagedPart {
   int rows, cols;
   int row_pitch, group_pitch;
@@ -19,7 +19,7 @@ struct StagedPart {
 
 // A block's part of the target is `runs` x `strips` slots; a slot is RUN rows of STRIP columns.
 struct GroupedParameters {
-  PixelMap source, target;             // of the gradient of w: x and the gradient of y
+  PixelMap source, target;             // for the gradient of w: x and the gradient of y
   unsigned long long weight, bias, partial;
   int weight_out, weight_in, weight_row, weight_col;  // strides of w in elements
   int batch, groups;
@@ -27,7 +27,7 @@ struct GroupedParameters {
   int row_blocks, col_blocks;          // of a sample
   StagedPart source_part, target_part;
   int target_offset, zeros_offset;     // in shared memory, in bytes
-  int accumulate;                      // whether the result is added to what the target holds
+  int accumulate;                      // whether the result is added to the target
 };
 
 // Adds the parts of the gradient of w.

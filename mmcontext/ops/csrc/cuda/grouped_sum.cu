@@ -1,4 +1,4 @@
-// Adds the blocks' parts of the gradient of a weight, in one order. Options: STORAGE, KERNEL,
+// Adds the blocks' partial gradients of a weight, in a fixed order. Options: STORAGE, KERNEL,
 // SOURCE_CHANNELS and TARGET_CHANNELS as in grouped.cuh.
 #include "grouped_parameters.cuh"
 #include "primitives.cuh"

@@ -1,19 +1,19 @@
-// The gradient of the weight of a grouped convolution, one partial sum for every block. The
-// options are those of grouped.cuh, and ROWS kernel rows of a warp, SPLITS warps for all of them.
-// What is summed over in a matrix product are the slots; its result, window x strip, has each
-// tap's gradient on a diagonal.
+// The gradient of the weight of a grouped convolution, one partial sum per block. Options: those
+// of grouped.cuh, ROWS (kernel rows per warp) and SPLITS (warps that share the kernel rows). The
+// matrix products sum over slots; in their result, window x strip, the gradient of each tap lies
+// on a diagonal.
 #include "grouped.cuh"
 
 namespace mmcontext {
 
 constexpr int kStrip = 2 * STRIP * kTarget;            // bytes of a strip
 constexpr int kPitch = 8 * TILES + 1;                 // of a result in shared memory, in floats
-constexpr int kReach = STRIDE * (RUN - 1) + ROWS;     // source rows that a warp sees of a run
+constexpr int kReach = STRIDE * (RUN - 1) + ROWS;     // source rows that a warp needs for a run
 static_assert(kStrip % 16 == 0 && 2 * STRIDE * STRIP * kSource % 16 == 0,
               "matrices are loaded by 16 bytes");
 static_assert(PARTS == 1 || STRIP == 1, "a part has whole channels");
 
-// What 16 slots add to the sums of a warp's kernel rows from `row` on.
+// Adds the products of 16 slots to the sums of a warp's kernel rows, from `row` on.
 DEVICE void add_slots(const GroupedParameters& p, const Worker& me, int part, int row, int first,
                       char* shared, float (&sums)[ROWS][kSteps][TILES][4]) {
   const auto split = [&](int slot, int& run, int& strip) {
@@ -24,7 +24,7 @@ DEVICE void add_slots(const GroupedParameters& p, const Worker& me, int part, in
     return counts;
   };
   int run, strip;
-  // The address that a lane gives to ldmatrix: a slot, and a half of the window's 16 elements.
+  // The address that a lane passes to ldmatrix: of a slot, and of one half of 16 window elements.
   split(first + me.lane / 16 * 8 + me.lane % 8, run, strip);
   const char* window = shared + me.group * p.source_part.group_pitch +
                        (run * RUN * STRIDE + row) * p.source_part.row_pitch +
@@ -62,7 +62,7 @@ DEVICE void add_slots(const GroupedParameters& p, const Worker& me, int part, in
   }
 }
 
-// Adds up the diagonals and writes them as the block's part.
+// Adds up the diagonals and writes the block's partial sums.
 DEVICE void write_sums(const GroupedParameters& p, const Worker& me, int part, int row0,
                        const float (&sums)[ROWS][kSteps][TILES][4], char* shared) {
   float* mine = reinterpret_cast<float*>(shared) + threadIdx.x / 32 * (16 * kSteps * kPitch);

@@ -1,4 +1,4 @@
-// Kernel 3, 5 or 7 square, stride and dilation 1 or 2, channels in tiles. Options:
+// Tiled kernels for square neighbourhoods of 3, 5 or 7, stride and dilation 1 or 2. Options:
 //   TASK           0 forward, 1 gradient of x, 2 gradient of w
 //   STORAGE        StorageOf
 //   KERNEL, STRIDE, DILATION
@@ -9,7 +9,7 @@
 //                  kLast, kMixed (tile.cuh); SOURCE_VECTOR, OTHER_VECTOR columns, or groups of a
 //                  mixed map, are loaded or stored at a time
 //   KERNELS_LAST   w has its taps next to each other; else KERNEL_VECTOR columns at a time
-//   THREADS, BLOCKS            threads of a block at most, blocks of a multiprocessor at least
+//   THREADS, BLOCKS            most threads per block, least blocks per multiprocessor
 #if TASK == 2
 #include "grad_weight.cuh"
 #else

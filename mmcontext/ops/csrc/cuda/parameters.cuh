@@ -1,4 +1,4 @@
-// What the planner on the host and the kernels agree on. Plain types only: NVRTC has no headers.
+// Shared by the planner on the host and the kernels. Plain types only: NVRTC has no headers.
 #pragma once
 
 namespace mmcontext {
@@ -19,13 +19,13 @@ struct GeneralParameters {
   int interleaved;
 };
 
-// Division of a number below 65536 by a constant below 32768: a multiplication's upper half.
+// Division of a number below 65536 by a constant below 32768: the high half of a multiplication.
 struct Divisor {
   int by;
   unsigned factor;                     // 2 ** 31 / by, rounded up
 };
 
-// A map's part in shared memory, channels of a pixel together, in units of 16 bytes.
+// A tile of a map in shared memory, the channels of a pixel together, in units of 16 bytes.
 struct MapTile {
   int rows, pixels;
   int row_pitch, group_pitch;          // in units
@@ -36,8 +36,8 @@ struct MapTile {
 // The by-value parameter of the tiled kernels. Strides within a sample fit in 32 bits.
 struct TiledParameters {
   DeviceOperand source, kernel, target;
-  int source_rows, source_cols;        // of the map that is read with a neighbourhood
-  int kernel_rows, kernel_cols;        // of the map of kernels, or of the gradient beside it
+  int source_rows, source_cols;        // of the map whose neighbourhoods are read
+  int kernel_rows, kernel_cols;        // of the kernels, or of the gradient of y
   int target_rows, target_cols;
   int groups, shared;                  // shared: channels per group
   int group_step, channel_step;        // channel = group * group_step + i * channel_step

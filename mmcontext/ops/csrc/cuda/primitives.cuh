@@ -1,6 +1,6 @@
-// Storage types, vectors, asynchronous copies: the few lines in which the kernels touch the
-// machine. The same names exist in the host emulation (tests/ops/cuda_emulation), which checks
-// every address.
+// Storage types, vectors, asynchronous copies: everything in the kernels that is specific to the
+// hardware. The host emulation (tests/ops/cuda_emulation) defines the same names and checks every
+// address.
 #pragma once
 
 #ifdef MMCONTEXT_EMULATION
@@ -44,7 +44,7 @@ template <> struct StorageOf<3> { using type = Half; using sum = float; };
 template <class T> constexpr bool kIsBFloat16 = false;
 template <> constexpr bool kIsBFloat16<BFloat16> = true;
 
-// kBytes of raw memory that move in one instruction.
+// kBytes of raw memory, loaded or stored in one instruction.
 template <int kBytes> struct Raw;
 template <> struct Raw<2> { unsigned short word[1]; };
 template <> struct alignas(4) Raw<4> { unsigned word[1]; };
@@ -67,7 +67,7 @@ DEVICE char* shared_memory() {
   return memory;
 }
 
-// Read-only for the whole kernel, hence the non-coherent path.
+// Load of data that is read-only for the whole kernel, hence through the non-coherent path.
 template <int kBytes> DEVICE Raw<kBytes> global_load(const void* from) {
   Raw<kBytes> to;
   if constexpr (kBytes == 2) {
@@ -83,7 +83,7 @@ template <int kBytes> DEVICE Raw<kBytes> global_load(const void* from) {
   return to;
 }
 
-// What the same kernel stores to.
+// Load of data that the same kernel writes.
 template <int kBytes> DEVICE Raw<kBytes> global_reload(const void* from) {
   return *static_cast<const Raw<kBytes>*>(from);
 }
@@ -100,8 +100,8 @@ template <int kBytes> DEVICE void shared_store(void* to, const Raw<kBytes>& valu
   *static_cast<Raw<kBytes>*>(to) = value;
 }
 
-// Copy kBytes to shared memory without waiting; nothing is read and zeros are written where
-// `valid` is false. Before compute capability 8.0 the copy is made at once.
+// Copy kBytes to shared memory asynchronously; if `valid` is false, write zeros and read nothing.
+// Before compute capability 8.0 the copy is synchronous.
 template <int kBytes> DEVICE void async_copy(void* to, const void* from, bool valid) {
 #if __CUDA_ARCH__ >= 800
   if constexpr (kBytes >= 4) {
@@ -128,7 +128,7 @@ DEVICE void async_commit() {
 #endif
 }
 
-// Wait until at most kPending of this thread's latest groups of copies are under way.
+// Wait until at most kPending of this thread's latest groups of copies are still in flight.
 template <int kPending> DEVICE void async_wait() {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" :: "n"(kPending) : "memory");
@@ -159,13 +159,13 @@ DEVICE unsigned short narrow_bfloat16(float value) {
 #endif
 }
 
-// e to a power, and 1 / the square root, to the last bits of float32.
+// exp and 1 / sqrt, accurate to the last bits of float32.
 DEVICE float exponential(float value) { return expf(value); }
 
 DEVICE float inverse_root(float value) { return 1.f / sqrtf(value); }
 
-// A warp's matrix product of half precision, sums += a b with a [16, 16] and b [16, 8]
-// (mma.m16n8k16): each thread has elements of both and of the sums.
+// A warp's matrix product in half precision, sums += a b with a [16, 16] and b [16, 8]
+// (mma.m16n8k16): each thread holds fragments of both operands and of the sums.
 template <class T>
 DEVICE void multiply_add(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
@@ -183,9 +183,9 @@ DEVICE void multiply_add(float (&sums)[4], const unsigned (&a)[4], const unsigne
 #endif
 }
 
-// A warp loads 4 or 2 matrices of 8 x 8 elements of 2 bytes and turns them over: lane i gives the
-// address of row i % 8 of matrix i / 8 and gets, of every matrix, the elements (2 (i % 4), i / 4)
-// and (2 (i % 4) + 1, i / 4).
+// A warp loads 4 or 2 matrices of 8 x 8 elements of 2 bytes, transposed: lane i passes the address
+// of row i % 8 of matrix i / 8 and receives, of every matrix, the elements (2 (i % 4), i / 4) and
+// (2 (i % 4) + 1, i / 4).
 DEVICE void load_four_turned(const char* from, unsigned (&to)[4]) {
   const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(from));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -207,7 +207,7 @@ DEVICE float widen(BFloat16 value) {
 }
 DEVICE float widen(Half value) { return widen_half(value.bits); }
 
-// All elements of some bytes: of bfloat16, one operation each.
+// Widen all elements of kBytes; a bfloat16 element takes one operation.
 template <class T, int kBytes> DEVICE void widen_all(const Raw<kBytes>& raw, float* to) {
   constexpr int kWords = kBytes / 4;
 #pragma unroll

@@ -1,5 +1,5 @@
 // Taps along a row: which source pixel meets which element of w for which target column. A thread
-// has a quad, 4 neighbouring target columns. Everything here is known when the kernel is compiled.
+// has a quad, 4 neighbouring target columns. Everything here is known at compile time.
 #pragma once
 
 #include "primitives.cuh"
@@ -8,7 +8,7 @@ namespace mmcontext {
 
 constexpr bool kBack = TASK == 1;                        // gradient of x
 constexpr int kPad = DILATION * (KERNEL - 1) / 2;        // the padding, where kBack
-constexpr int kWide = kBack ? 4 / STRIDE : 4;            // elements of w of a quad and tap
+constexpr int kWide = kBack ? 4 / STRIDE : 4;            // elements of w per quad and tap
 constexpr int kQuad = kBack ? 4 / STRIDE : 4 * STRIDE;   // source pixels from quad to quad
 
 // First target column of tap `kw`; the others follow in steps of kColumnStep.
@@ -17,7 +17,7 @@ DEVICE constexpr int tap_column(int kw) {
 }
 constexpr int kColumnStep = kBack ? STRIDE : 1;
 
-// Where the tap's elements of w begin, seen from the quad's first one: whole quads and the rest.
+// Where the tap's elements of w begin, relative to the quad's first: whole quads and remainder.
 DEVICE constexpr int tap_shift(int kw) {
   return kBack ? (tap_column(kw) + kPad - kw * DILATION) / STRIDE : 0;
 }
@@ -26,8 +26,8 @@ DEVICE constexpr int shift_quads(int kw) {
 }
 DEVICE constexpr int shift_rest(int kw) { return tap_shift(kw) - shift_quads(kw) * kWide; }
 
-// Source pixel of element m, seen from the quad's first one, which is kFirstPixel from where the
-// quad begins.
+// Source pixel of element m, relative to the quad's first one, which in turn lies kFirstPixel from
+// the start of the quad.
 constexpr int kFirstPixel = kBack ? tap_shift(KERNEL - 1) : 0;
 DEVICE constexpr int tap_pixel(int kw, int m) {
   return kBack ? tap_shift(kw) - kFirstPixel + m : m * STRIDE + kw * DILATION;
@@ -40,11 +40,11 @@ DEVICE constexpr int tap_element(int kw, int at) {
   return rest >= 0 && rest % step == 0 && rest / step < kWide ? rest / step : -1;
 }
 
-// Rows of w (as taps) that a target row meets: every kRowStep'th.
+// Rows of taps that a target row meets: every kRowStep-th.
 constexpr int kRowStep = kBack && DILATION % STRIDE ? STRIDE : 1;
 constexpr int kSteps = (KERNEL + kRowStep - 1) / kRowStep;
 
-// The first of them, KERNEL where there is none.
+// The first of them; KERNEL if there is none.
 DEVICE int first_tap(int row) {
   if (!kBack || STRIDE == 1) return 0;
   const int odd = (row + kPad) % STRIDE;

@@ -1,4 +1,4 @@
-// Staging: a map's tile with its neighbourhood, and one kernel row of w after the other.
+// Staging in shared memory: tiles of maps, including their halo.
 #pragma once
 
 #include "parameters.cuh"
@@ -22,14 +22,14 @@ DEVICE bool within(int number, int end) {
   return static_cast<unsigned>(number) < static_cast<unsigned>(end);
 }
 
-// Number modulo 4, of negative numbers too.
+// Number modulo 4, also for negative numbers.
 DEVICE int within_quad(int number) { return number & 3; }
 
-// Unit of pixel `i` of a row; one unit is left out after each kStep pixels, so that threads of
-// neighbouring quads read different banks.
+// First unit of pixel `i` of a row. One unit of padding follows each kStep pixels, so that threads
+// of neighbouring quads read different banks.
 template <int kStep> DEVICE int unit_of(int i) { return i * kUnits + i / kStep; }
 
-// What a block works on.
+// The part of the problem that a block works on.
 struct Block {
   int batch, group, chunk;             // first group; first channel of the group
   int row, quad;                       // first target row and quad
@@ -46,11 +46,11 @@ DEVICE Block this_block(const TiledParameters& p) {
   return at;
 }
 
-// How a map lies in memory: rows of columns; channels of a pixel, with those of a group next to
-// each other; channels of a pixel, with those of equal place in all groups next to each other.
+// Memory layout of a map: planar; channels-last with the channels of a group contiguous;
+// channels-last with interleaved groups.
 constexpr int kPlanar = 0, kLast = 1, kMixed = 2;
 
-// A unit's channels at kWidth places on their way to shared memory, loaded place by place.
+// The channels of a unit at kWidth pixels or groups, in registers between load and store.
 template <int kWidth> struct Carried {
   T value[kUnit][kWidth];
 
@@ -64,8 +64,8 @@ template <int kWidth> struct Carried {
   }
 };
 
-// Stage a planar map: every thread loads 4 columns of a unit's channels and stores 4 pixels; it
-// has kAhead of such loads under way.
+// Stage a planar map: every thread loads 4 columns of a unit's channels and stores 4 pixels, with
+// kAhead such loads in flight.
 template <int kStep, int kVector>
 DEVICE void stage_planar(const TiledParameters& p, const DeviceOperand& map, const MapTile& tile,
                          int map_rows, int map_cols, int row0, int col0, const Block& at,
@@ -115,7 +115,7 @@ DEVICE void stage_planar(const TiledParameters& p, const DeviceOperand& map, con
   }
 }
 
-// Stage a channels-last map: units are copied as they lie, without waiting.
+// Stage a channels-last map: units are copied unchanged and asynchronously.
 template <int kStep>
 DEVICE void stage_pixels(const TiledParameters& p, const DeviceOperand& map, const MapTile& tile,
                          int map_rows, int map_cols, int row0, int col0, const Block& at,
@@ -185,7 +185,7 @@ DEVICE void stage_map(const TiledParameters& p, const DeviceOperand& map, const 
   }
 }
 
-// kCount channels of a pixel, widened.
+// Load kCount channels of a pixel, widened.
 template <int kCount> DEVICE void load_channels(const char* from, float* to) {
 #pragma unroll
   for (int i = 0; i < kCount; i += kUnit) {
@@ -193,8 +193,8 @@ template <int kCount> DEVICE void load_channels(const char* from, float* to) {
   }
 }
 
-// kCount neighbouring elements, narrowed and stored in pieces of kVector; those from `limit` on
-// are left out.
+// Narrow kCount neighbouring elements and store them in pieces of kVector, but none from `limit`
+// on.
 template <int kCount, int kVector>
 DEVICE void store_narrow(T* to, const float* from, int limit) {
 #pragma unroll

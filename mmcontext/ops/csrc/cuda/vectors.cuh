@@ -1,4 +1,4 @@
-// Vectors of 16 bytes of neighbouring channels, and sums over the rows of threads in a block.
+// 16-byte vectors of neighbouring channels, and sums over the rows of threads in a block.
 // STORAGE names the type of the maps' elements.
 #pragma once
 
@@ -36,7 +36,7 @@ DEVICE void store_float(unsigned long long vector, long long index, float value)
   global_store<4>(reinterpret_cast<float*>(vector) + index, bit_cast<Raw<4>>(value));
 }
 
-// As many values of another storage as a vector of the maps has.
+// Loads as many values of another storage type as a vector of the maps has.
 template <class F> DEVICE Values load_values(unsigned long long vector, long long index) {
   constexpr int kStep = 16 / sizeof(F);
   Values values;
@@ -49,8 +49,8 @@ template <class F> DEVICE Values load_values(unsigned long long vector, long lon
 
 DEVICE float sigmoid(float z) { return 1.f / (1.f + exponential(-z)); }
 
-// Adds up kCount sums of the threads that have the same lane; row 0 gets them, in a fixed order.
-// Takes kCount floats of shared memory a thread.
+// Adds kCount sums over the threads with the same lane, in a fixed order; row 0 gets the totals.
+// Needs kCount floats of shared memory per thread.
 template <int kCount, int kThreads>
 DEVICE void add_rows(float (&sums)[kCount], int row, int rows, int lanes) {
   float* const memory = reinterpret_cast<float*>(shared_memory());
