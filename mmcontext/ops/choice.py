@@ -51,7 +51,7 @@ def requested(argument: str, value: Optional[str], variable: str,
 
 def cannot_serve(argument: str, way: str, operator: str, reason: str) -> RuntimeError:
     """The error for a requested implementation that does not support the call."""
-    return RuntimeError(f'{argument} {way!r} of {operator} cannot serve: {reason}')
+    return RuntimeError(f'{argument} {way!r} of {operator} does not support this call: {reason}')
 
 
 def explanation(chosen: str, reasons: Mapping[str, Optional[str]]) -> Explanation:

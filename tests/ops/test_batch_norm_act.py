@@ -133,15 +133,15 @@ def test_refusals_and_wrong_arguments(monkeypatch):
     for reason, arguments in (
             ('channels-last', dict(x=x)), ('float16', dict(x=last.double())),
             ('16 bytes', dict(x=last[:, :3].contiguous(memory_format=torch.channels_last))),
-            ('added', dict(x=last, residual=x)), ('added', dict(x=last, residual=last,
-                                                                activation='silu')),
+            ('residual differs', dict(x=last, residual=x)),
+            ('SiLU follows', dict(x=last, residual=last, activation='silu')),
             ('statistics', dict(x=last[:1, :, :1, :1])), ('subclass', dict(x=nn.Parameter(last))),
             ('Double', dict(x=last, weight=torch.ones(8, dtype=torch.float64)))):
         assert reason in explain_batch_norm_act(**arguments, method='null')['refused']['cuda']
     assert explain_batch_norm_act(last, method='null') == {'chosen': 'null', 'refused': {}}
     with pytest.raises(ValueError, match="activation must be .*'gelu'"):
         batch_norm_act(x, activation='gelu')
-    with pytest.raises(RuntimeError, match="'cuda' of batch_norm_act cannot serve: .*GPU"):
+    with pytest.raises(RuntimeError, match="'cuda' of batch_norm_act does not .*: .*GPU"):
         batch_norm_act(x, method='cuda')
     monkeypatch.setenv(METHOD_VARIABLE, 'triton')
     with pytest.raises(ValueError, match=f"{METHOD_VARIABLE} must be .*'triton'"):

@@ -204,7 +204,7 @@ X = _by_pixel(torch.randn(2, 16, 9, 8))
     (X, Convolution(torch.randn(32, 32, 3, 3)[:, ::2]), 'library', 'weight has gaps'),
     (X, Convolution(torch.randn(8, 16, 3, 3)), 'library', 'so few outputs'),
     (X, Convolution(torch.randn(32, 4, 3, 3), groups=4), 'library', 'fewer than 16 channels'),
-    (X[:1, :, :1, :2], Convolution(torch.randn(32, 16, 1, 1)), 'library', 'so few pixels'),
+    (X[:1, :, :1, :2], Convolution(torch.randn(32, 16, 1, 1)), 'library', 'fewer than 8 pixels'),
     (X.double(), Convolution(torch.randn(32, 16, 3, 3)), 'torch', 'torch.float64'),
     (X[0], None, 'torch', r'\(16, 9, 8\)'),
     (torch.nn.Parameter(X), None, 'torch', 'Parameter'),
@@ -238,9 +238,9 @@ def test_who_serves(monkeypatch):
     monkeypatch.setenv(METHOD_VARIABLE, 'fast')
     with pytest.raises(ValueError, match="MMCONTEXT_CONV_NORM_ACT must be .* got 'fast'"):
         operators()
-    with pytest.raises(RuntimeError, match="'own' .* cannot serve: it serves float32 maps"):
+    with pytest.raises(RuntimeError, match="'own' .* does not .*: it serves float32 maps"):
         operators(X.double(), method='own')
-    with pytest.raises(RuntimeError, match="'own' .* cannot serve: x is not channels-last"):
+    with pytest.raises(RuntimeError, match="'own' .* does not .*: x is not channels-last"):
         operators(X.contiguous(), method='own')
 
 

@@ -130,7 +130,7 @@ def test_expanded_gradients_are_laid_out_first(emulated):
 def test_a_launch_that_fails_says_which(emulated):
     torch.ops.mmcontext_native.set_host_launcher(
         ctypes.cast(FAILING, ctypes.c_void_p).value)
-    with pytest.raises(RuntimeError, match='does not launch general.cu .*error 700'):
+    with pytest.raises(RuntimeError, match='cannot launch general.cu .*error 700'):
         local_aggregation(torch.randn(1, 1, 3, 3).double(), torch.randn(1, 1, 1, 3, 3).double(), 1,
                           backend='null')
 
@@ -145,7 +145,7 @@ def test_without_a_launcher_nothing_runs_and_reasons_are_given():
     answer = explain(x, w, 3, padding=1)
     assert answer['chosen'] == 'native' and 'cuda' in answer['refused']
     assert explain(x, w, 3, padding=1, backend='null')['chosen'] == 'null'
-    with pytest.raises(RuntimeError, match="'cuda' of local_aggregation cannot serve: .* on cpu"):
+    with pytest.raises(RuntimeError, match="'cuda' of local_aggregation does not .*: .* on cpu"):
         local_aggregation(x, w, 3, padding=1, backend='cuda')
 
 

@@ -75,7 +75,7 @@ def test_method_is_chosen_forced_and_explained(monkeypatch):
                  F.conv2d(x, weight, padding=1, groups=4), SINGLE)
     monkeypatch.setenv(METHOD_VARIABLE, 'direct')
     reason = re.escape(UNAVAILABLE) if UNAVAILABLE else 'x is on cpu'
-    with pytest.raises(RuntimeError, match=f"'direct' of grouped_conv2d cannot serve: {reason}"):
+    with pytest.raises(RuntimeError, match=f"'direct' of grouped_conv2d does not .*: {reason}"):
         grouped_conv2d(x, weight, padding=1, groups=4)
     monkeypatch.setenv(METHOD_VARIABLE, 'sparse')
     with pytest.raises(ValueError, match="MMCONTEXT_GROUPED_CONV .* got 'sparse'"):

@@ -113,7 +113,7 @@ std::string refusal(const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef str
   for (int axis = 0; axis < 2; ++axis) {
     if (kernel[axis] < 1 || stride[axis] < 1 || padding[axis] < 0 ||
         2 * padding[axis] > kernel[axis] || pool.out(axis, x.size(2 + axis)) < 1) {
-      return "torch says what is wrong with the window";
+      return "the window is invalid; torch raises the error";
     }
     elements *= std::max(pool.out(axis, x.size(2 + axis)), x.size(2 + axis));
   }

@@ -283,18 +283,18 @@ std::string refusal(const Tensor& x, const Tensor& residual,
                     bool on_host) {
   const std::string of_x = map_refusal(x, on_host);
   if (!of_x.empty()) return of_x;
-  if (batch && x.numel() == x.size(1)) return "one value a channel has no statistics";
+  if (batch && x.numel() == x.size(1)) return "one value per channel has no statistics";
   if (residual.defined() &&
       (activation == 2 || residual.sizes() != x.sizes() || residual.device() != x.device() ||
        residual.scalar_type() != x.scalar_type() ||
        !lies_by_pixel(residual))) {
-    return "what is added is not as x, or a SiLU follows";
+    return "the residual differs from x in shape, dtype, device or layout, or a SiLU follows";
   }
   for (const Tensor* vector : vectors) {
     if (vector->defined() &&
         (vector->scalar_type() != at::kFloat || vector->dim() != 1 || !vector->is_contiguous() ||
          vector->size(0) != x.size(1) || vector->device() != x.device())) {
-      return std::string("they serve a norm whose tensors are float32 [C] beside x, one is ") +
+      return std::string("the norm's tensors must be float32 [C] on the device of x, one is ") +
              c10::toString(vector->scalar_type());
     }
   }

@@ -146,7 +146,7 @@ std::string refusal(const Tensor& x, const OptionalTensor& other, bool on_host) 
   if (other && (other->sizes() != x.sizes() || other->device() != x.device() ||
                 other->scalar_type() != x.scalar_type() ||
                 !lies_by_pixel(*other))) {
-    return "the other map is not as x";
+    return "the other map differs from x in shape, dtype, device or layout";
   }
   return x.size(0) > 65535 ? "there are more than 65535 images" : "";
 }
@@ -181,7 +181,7 @@ Tensor gate_channels(const Tensor& x, const OptionalTensor& other, const Tensor&
     MeansNode* const node = means_behind(maps);
     if (node != nullptr) {
       TORCH_CHECK(node->ctx_.saved_data.count("logits") == 0,
-                  "the maps that gate_means gives out are for one gate");
+                  "the maps that gate_means returns can be used in one gate only");
       node->ctx_.saved_data["logits"] = there.detach();
     }
     return Gated::apply(x, other, there, node != nullptr);

@@ -96,16 +96,16 @@ std::string conv_refusal(const Tensor& x, const ConvArguments& conv) {
 
 std::string conv_disadvantage(const Tensor& x, const ConvArguments& conv) {
 #ifndef MMCONTEXT_X86
-  return "it has not been compared with the libraries at hand";
+  return "it has been compared with the library on x86 only";
 #endif
   // It is faster where oneDNN would spend long reordering weights for few pixels, and on a par
   // elsewhere.
   const int64_t outputs = conv.weight.size(0) / conv.groups, depth = conv.weight.size(1);
   const int64_t taps = conv.weight.size(2) * conv.weight.size(3);
-  if (x.size(0) * x.size(2) * x.size(3) < 8) return "so few pixels are the library's";
-  if (depth < 16) return "groups of fewer than 16 channels are the library's";
-  if (taps * depth > 8192) return "more than 8192 terms a sum are the library's";
-  if (outputs < (taps == 1 ? 8 : 32)) return "groups of so few outputs are the library's";
+  if (x.size(0) * x.size(2) * x.size(3) < 8) return "the library is faster for fewer than 8 pixels";
+  if (depth < 16) return "the library is faster for fewer than 16 channels per group";
+  if (taps * depth > 8192) return "the library is faster for sums of more than 8192 terms";
+  if (outputs < (taps == 1 ? 8 : 32)) return "the library is faster for so few outputs per group";
   return "";
 }
 

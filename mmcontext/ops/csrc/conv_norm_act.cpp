@@ -48,7 +48,7 @@ bool takes_own_convolution(const Tensor& x, const ConvArguments& conv, string_vi
   if (method == "library") return false;
   const std::string refusal = conv_refusal(x, conv);
   if (method == "own") {
-    TORCH_CHECK(refusal.empty(), "method 'own' of conv_norm_act cannot serve: ", refusal);
+    TORCH_CHECK(refusal.empty(), "method 'own' of conv_norm_act does not support this call: ", refusal);
     return true;
   }
   TORCH_CHECK_VALUE(method == "auto", "method must be auto, own or library, got ", method);

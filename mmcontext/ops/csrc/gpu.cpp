@@ -96,7 +96,7 @@ void* stream_of(int64_t device) {
   void* stream = nullptr;
   if (current_stream != nullptr) {
     const int32_t error = current_stream(static_cast<int32_t>(device), &stream);
-    TORCH_CHECK(error == 0, "torch does not tell the current stream of GPU ", device);
+    TORCH_CHECK(error == 0, "torch cannot tell the current stream of GPU ", device);
     return stream;
   }
   // torch 2.1 has no such function.
@@ -118,7 +118,7 @@ void launch(Gpu& there, int64_t device, void* function, void* stream, const Cuda
     set_context(there.context);
     error = go();
   }
-  TORCH_CHECK(error == 0, "the CUDA driver does not launch ", one.source, " (", one.defines,
+  TORCH_CHECK(error == 0, "the CUDA driver cannot launch ", one.source, " (", one.defines,
               "; grid ", one.grid[0], " x ", one.grid[1], " x ", one.grid[2], ", ", one.block,
               " threads, ", one.shared_bytes, " bytes of shared memory): error ", error);
 }

@@ -47,14 +47,14 @@ std::string map_refusal(const Tensor& x, bool on_host) {
     return "the CUDA kernels run on a GPU, x is on " + x.device().str();
   }
   if (x.dim() != 4 || !has_storage(x.scalar_type()) || x.scalar_type() == at::kDouble) {
-    return std::string("they serve maps [B, C, H, W] in float32, bfloat16 or float16, x is ") +
+    return std::string("they support maps [B, C, H, W] in float32, bfloat16 or float16, x is ") +
            c10::toString(x.scalar_type());
   }
   if (x.numel() == 0 || !lies_by_pixel(x)) {
-    return "they serve channels-last maps";
+    return "they support channels-last maps only";
   }
   if (x.size(1) * x.element_size() % 16) {
-    return std::to_string(x.size(1)) + " channels are no multiple of 16 bytes";
+    return std::to_string(x.size(1)) + " channels are not a multiple of 16 bytes";
   }
   return on_host ? "" : gpu_refusal(x.get_device());
 }

@@ -32,7 +32,7 @@ const GroupedPlan& plan_of(const GroupedProblem& p, int64_t device) {
     if (found != plans.end()) return *found->second;
   }
   const std::string reason = grouped_refusal(p.in, p.out, p.groups, p.kernel, p.stride);
-  TORCH_CHECK_VALUE(reason.empty(), "method 'direct' of grouped_conv2d cannot serve: ", reason);
+  TORCH_CHECK_VALUE(reason.empty(), "method 'direct' of grouped_conv2d does not support this call: ", reason);
   auto made = std::make_unique<GroupedPlan>(plan_grouped(p, gpu_limits(device)));
   TORCH_CHECK(made->parts > 0, "the GPU has too little shared memory for method 'direct' of "
               "grouped_conv2d with ", made->main.defines);

@@ -291,14 +291,14 @@ std::string defines_of(const GroupedProblem& p, const Form& form) {
 
 std::string grouped_refusal(int in, int out, int groups, int kernel, int stride) {
   if (kernel % 2 == 0 || kernel < 3 || kernel > 9) {
-    return "it has kernels of 3, 5, 7 and 9, not of " + std::to_string(kernel);
+    return "it supports kernel sizes 3, 5, 7 and 9, not " + std::to_string(kernel);
   }
   if (stride != 1 && stride != 2) {
-    return "it has strides of 1 and 2, not " + std::to_string(stride);
+    return "it supports strides 1 and 2, not " + std::to_string(stride);
   }
   for (const int channels : {in, out}) {
     if (channels != 1 && channels % 2) {
-      return "groups of " + std::to_string(channels) + " channels are odd";
+      return "an odd number of channels per group, " + std::to_string(channels);
     }
     if (groups * channels % 8) {
       return std::to_string(groups * channels) + " channels are not a multiple of 8";
@@ -310,7 +310,7 @@ std::string grouped_refusal(int in, int out, int groups, int kernel, int stride)
     if (!find_form({task, 2, in, out, groups, kernel, stride, 1, 8, 8, 0}, form)) {
       return std::to_string(groups) + " groups of " + std::to_string(in) + " and " +
              std::to_string(out) + " channels and a kernel of " + std::to_string(kernel) +
-             " do not fit in registers and blocks";
+             " do not fit in registers and shared memory";
     }
   }
   return "";

@@ -113,7 +113,7 @@ std::string refusal(const Tensor& x, const Tensor& other, bool on_host) {
   if (reason.empty() && (other.sizes() != x.sizes() || other.device() != x.device() ||
                          other.scalar_type() != x.scalar_type() ||
                          !lies_by_pixel(other))) {
-    return "the other map is not as x";
+    return "the other map differs from x in shape, dtype, device or layout";
   }
   if (reason.empty() && x.scalar_type() == at::kFloat && !on_host) {
     return "it is meant for half precision";
