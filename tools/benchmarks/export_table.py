@@ -152,11 +152,12 @@ def count_nodes(path: str) -> int:
 
 
 def print_table(rows: List[dict]) -> None:
-    """The rows in Markdown."""
-    print('| config | nodes | MiB | compared | largest difference |\n|---|---|---|---|---|')
-    for row in rows:
+    """The rows in Markdown, in alphabetical order."""
+    print('| config | nodes | MiB | compared | largest difference | of torch itself |\n'
+          '|---|--:|--:|---|---|---|')
+    for row in sorted(rows, key=lambda row: row['config']):
         if 'error' in row:
-            print(f'| {row["config"]} | - | - | - | {row["error"]} |')
+            print(f'| {row["config"]} | - | - | - | {row["error"]} | |')
             continue
         cases = row['cases']
         if cases[0]['logits'] is not None:
@@ -164,10 +165,15 @@ def print_table(rows: List[dict]) -> None:
             text = ', '.join(f'{case["logits"]:.0e}' for case in cases)
         else:
             compared = ' + '.join(str(case['found']) for case in cases) + ' detections'
-            text = '; '.join(
-                f'{case["box"]:.0e} px, {case["score"]:.0e}'
-                + ('' if case['mask'] is None else f', {case["mask"]:.4f}') for case in cases)
-        print(f'| {row["config"]} | {row["nodes"]} | {row["mib"]} | {compared} | {text} |')
+            text = _differences(cases)
+        print(f'| {row["config"]} | {row["nodes"]} | {row["mib"]} | {compared} | {text} | '
+              f'{_differences(row.get("rounding", []))} |')
+
+
+def _differences(cases: List[dict]) -> str:
+    return '; '.join(
+        f'{case["box"]:.0e} px, {case["score"]:.0e}'
+        + ('' if case['mask'] is None else f', {case["mask"]:.4f}') for case in cases)
 
 
 def main() -> int:
