@@ -7,13 +7,13 @@ from mmcontext.utils.packages import leave_out_multimodal, warn_of_other_project
 from mmcontext.version import __version__
 
 warn_of_other_project()
-# Lets torch >= 2.6 read the checkpoints that mmengine writes in training.
+# Lets torch >= 2.6 read the training checkpoints of mmengine.
 register_safe_globals()
 leave_out_multimodal()
-# Names and file formats of this package in the mm libraries, as soon as those are imported.
+# Adds this package's names and file formats to the mm libraries once those are imported.
 register()
 
-# Imported when first asked for, because networks bring mmcv along.
+# Imported on first use, because networks import mmcv.
 _LAZY = {
     'create_model': 'mmcontext.zoo.create',
     'list_models': 'mmcontext.zoo.index',

@@ -1,4 +1,4 @@
-"""The tools, from wherever the package is installed: ``python -m mmcontext train CONFIG``."""
+"""The tools, wherever the package is installed: ``python -m mmcontext train CONFIG``."""
 import os
 import runpy
 import sys
@@ -9,7 +9,7 @@ TOOLS = Path(__file__).resolve().parent / '.mim' / 'tools'
 
 
 def tools() -> Dict[str, Path]:
-    """Name -> script, of the tools that are of use without a clone."""
+    """Name -> script, for the tools that are useful without a clone."""
     scripts = [TOOLS / name for name in ('train.py', 'test.py', 'dist_train.sh', 'dist_test.sh',
                                          'slurm_train.sh', 'slurm_test.sh')]
     for folder in ('analysis', 'dataset_converters', 'deployment', 'model_converters',
@@ -31,7 +31,7 @@ def main(argv: List[str]) -> int:
         os.environ.setdefault('PYTHON', sys.executable)
         os.execvp('bash', ['bash', script, *argv[1:]])
     sys.argv = [script, *argv[1:]]
-    # As if it had been started by its path: some tools import one beside them.
+    # As if it had been started by its path: some tools import others from their folder.
     sys.path[0] = str(known[name].parent)
     runpy.run_path(script, run_name='__main__')
     return 0

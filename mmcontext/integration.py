@@ -1,6 +1,6 @@
-"""What mmengine, mmpretrain, mmdet and mmseg learn of this package when it is imported.
+"""Registers this package in mmengine, mmpretrain, mmdet and mmseg.
 
-Each of them is told once it is imported itself, so that ``import mmcontext`` stays quick and
+This is done for each of them once it is imported itself, so that ``import mmcontext`` is fast and
 needs none of them.
 """
 import functools
@@ -16,18 +16,18 @@ def _load_from_safetensors(filename: str, map_location=None) -> dict:
 
 
 def _add_safetensors(checkpoint: ModuleType) -> None:
-    """mmengine loads local files that end in .safetensors, whoever asks it to."""
+    """Let mmengine load local files that end in .safetensors, for any caller."""
     checkpoint.CheckpointLoader.register_scheme(
         r'(?!.*://).*\.safetensors$', loader=_load_from_safetensors, force=True)
 
 
 def _add_packages(config_utils: ModuleType) -> None:
-    """``_base_ = 'mmcontext::...'`` is found, and under forks ``'mmseg::...'``."""
+    """Make ``_base_ = 'mmcontext::...'`` work, and with forks ``'mmseg::...'``."""
     register_config_scopes()
 
 
 def _add_to_model_hub(apis: ModuleType) -> None:
-    """mmpretrain knows the classifiers of the zoo by name."""
+    """Add the classifiers of the zoo to mmpretrain by name."""
     from mmcontext.zoo import index
     hub = apis.ModelHub
     if any(hub.has(name) for name in index.entries()):
@@ -40,13 +40,13 @@ def _add_to_model_hub(apis: ModuleType) -> None:
             continue
         model = hub._models_dict[entry.name]
         if model.results is None and not entry.name.startswith('ccnn'):
-            # Its inferencers go by the task of the published results.
+            # Its inferencers choose models by the task of the published results.
             from modelindex.models.Result import Result
             model.results = [Result('Image Classification', dataset=None, metrics={})]
 
 
 def _add_to_inferencer(infer: ModuleType) -> None:
-    """The inferencers of mmdet and mmseg know the zoo's detectors and segmentors by name."""
+    """Add the zoo's detectors and segmentors to the inferencers of mmdet and mmseg by name."""
     inferencer = infer.BaseInferencer
     known = inferencer._load_model_from_metafile
     if hasattr(known, '__wrapped__'):
@@ -63,7 +63,7 @@ def _add_to_inferencer(infer: ModuleType) -> None:
 
 
 def register() -> None:
-    """Tell each library as soon as it is there."""
+    """Register in each library as soon as it is imported."""
     after_import('mmengine.config.utils', _add_packages)
     after_import('mmengine.runner.checkpoint', _add_safetensors)
     after_import('mmengine.infer.infer', _add_to_inferencer)

@@ -1,8 +1,8 @@
 """Registries of mmcontext, children of mmengine's with scope ``mmcontext``.
 
-mmengine imports this module by itself when it meets a type such as
-``mmcontext.CedNet``, and then the packages named in ``locations``, so a config
-needs no ``custom_imports``.
+mmengine imports this module automatically when it encounters a type such as
+``mmcontext.CedNet``, and then the packages named in ``locations``, so configs
+need no ``custom_imports``.
 """
 import importlib
 from typing import Dict, Optional, Tuple
@@ -18,8 +18,8 @@ from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZER
 from mmengine.registry import Registry
 
 # Models that subclass a class of an optional package: name -> (package, pip name, module).
-# Their modules are imported when the name is first asked for, because importing mmdet or
-# mmseg takes seconds and neither has to be installed.
+# Their modules are imported when the name is first used, because importing mmdet or
+# mmseg takes seconds and neither need be installed.
 _OPTIONAL_MODELS = {
     **dict.fromkeys(('DropoutClsHead', 'LinearClsHead'),
                     ('mmpretrain', 'mmpretrain', 'mmcontext.models.heads.dropout_cls_head')),
@@ -34,7 +34,7 @@ _OPTIONAL_MODELS = {
 }
 
 
-# Data sets and pixel samplers, likewise.
+# The same for data sets and pixel samplers.
 _OPTIONAL_DATASETS = {
     name: ('mmpretrain', 'mmpretrain', f'mmcontext.datasets.{module}')
     for name, module in (('LRAListOps', 'long_range_arena'), ('LRAPathfinder', 'long_range_arena'),

@@ -1,4 +1,4 @@
-"""What tests of several folders share."""
+"""Helpers shared by the tests of several folders."""
 import importlib.util
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-# Every context operator, as the necks and heads take it.
+# Every context operator, in the form used by necks and heads.
 CONTEXT_OPERATORS = [
     dict(type='mmcontext.CoConv2d', bias=True),
     dict(type='mmcontext.PyConv2d', levels=2, bias=True),
@@ -38,20 +38,20 @@ MILLIONS = {
 
 
 def since_torch(version: str, what: str):
-    """Mark of a test about what torch has from a version on."""
+    """Mark for a test of a feature that torch has since a version."""
     return pytest.mark.skipif(torch.__version__ < version,
                               reason=f'{what}: from torch {version} on')
 
 
-# Dynamo of torch 2.1 can trace neither the layers' Python nor that of the modules in them.
+# Dynamo of torch 2.1 can trace neither the layers' Python code nor that of their modules.
 COMPILES = since_torch('2.2', 'torch.compile of the layers')
 
 
 def load_tool(path: str) -> ModuleType:
-    """A script under tools/, which is no package, as a module."""
+    """A script in tools/, which is not a package, as a module."""
     file = ROOT / 'tools' / path
     if str(ROOT / 'tools') not in sys.path:
-        sys.path.append(str(ROOT / 'tools'))  # as when it is run, for what lies beside it
+        sys.path.append(str(ROOT / 'tools'))  # as when it is run, for its imports
     spec = importlib.util.spec_from_file_location(f'tools_{file.stem}', file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

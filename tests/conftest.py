@@ -10,7 +10,7 @@ def seeded():
 
 @pytest.fixture(autouse=True)
 def default_scope_kept():
-    """A test that enters a library's scope leaves no trace in the next one."""
+    """A test that enters a library's scope does not affect the next one."""
     before = dict(DefaultScope._instance_dict)
     yield
     DefaultScope._instance_dict.clear()
@@ -19,7 +19,7 @@ def default_scope_kept():
 
 @pytest.fixture
 def nan_filled_memory():
-    """torch.empty holds NaN, so that an element nobody wrote shows."""
+    """torch.empty contains NaN, to reveal elements that were never written."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

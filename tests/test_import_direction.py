@@ -6,7 +6,7 @@ from glob import glob
 import mmcontext
 
 ROOT = osp.dirname(mmcontext.__file__)
-# Folder -> what of mmcontext and of the mm libraries its modules may import.
+# Folder -> the parts of mmcontext and the mm libraries that its modules may import.
 ALLOWED = {
     'ops': {'mmcontext.ops'},
     'layers': {'mmcontext.ops', 'mmcontext.layers', 'mmcontext.registry', 'mmengine', 'mmcv'},
@@ -31,7 +31,7 @@ ALLOWED = {
     'visualization': {'mmcontext', 'mmengine', 'mmcv', 'mmpretrain.apis.model'},
     '': {'mmcontext', 'mmengine'},
 }
-# A program that looks at all the others: it may import them, and nobody may import it.
+# A program that examines all the others: it may import them, and none may import it.
 PROGRAM = 'utils/collect_env.py'
 WATCHED = ('mmcontext', 'mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg')
 

@@ -1,3 +1,3 @@
-# What every run of this package's configs has, whichever program starts it: checkpoints that are
-# whole or not there, resuming to the bit, errors in one sentence.
+# Common to all runs of this package's configs, whichever program starts them: checkpoints that are
+# complete or absent, bitwise resuming, one-sentence errors.
 runner_type = 'mmcontext.ContextRunner'

@@ -1,4 +1,4 @@
-# A small CCNN on scikit-learn's digits: minutes on two cores. The pools are what makes 32x32
+# A small CCNN on scikit-learn's digits: trains in minutes on two cores. The pools make 32x32
 # affordable there; the published networks have none.
 _base_ = [
     '../_base_/models/ccnn_4_140_image.py',

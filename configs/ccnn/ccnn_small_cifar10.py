@@ -1,5 +1,5 @@
-# A small CCNN for a short run on two cores, on a folder of CIFAR-10 images as
-# tools/dataset_converters/cifar_npz.py writes it.
+# A small CCNN for a short run on two cores, on a folder of CIFAR-10 images written by
+# tools/dataset_converters/cifar_npz.py.
 _base_ = [
     '../_base_/models/ccnn_4_140_image.py',
     '../_base_/datasets/ccnn_cifar10.py',

@@ -10,6 +10,6 @@ model = dict(
         norm_eval=True,
         init_cfg=dict(
             type='Pretrained', checkpoint='checkpoints/ckresnet50.pth', prefix='backbone.')))
-# The masks learn ten times slower than the rest, as in the published image networks.
+# The masks learn ten times more slowly than the rest, as in the published image networks.
 optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys=dict(mask_width=dict(lr_mult=0.1, decay_mult=0.))))

@@ -6,7 +6,7 @@ _base_ = [
 ]
 
 model = dict(
-    # Residual branches that start at zero keep the first gradients small enough for a schedule
+    # Residual branches initialised to zero keep the first gradients small enough for a schedule
     # of minutes.
     backbone=dict(depth=26, zero_init_residual=True),
     head=dict(

@@ -6,8 +6,8 @@ _base_ = [
 ]
 
 # Narrow, and trained from scratch on 128x128 scenes. A C-volution is of third order in its
-# input: under BN, whose statistics are those of the average image, a few images would blow up at
-# inference after so short a training. GN normalises every image by itself.
+# input: with BN, whose statistics are those of the average image, a few images would overflow in
+# inference after such short training. GN normalises each image separately.
 channels = 64
 strides = [4, 8, 16, 32]
 model = dict(

@@ -6,10 +6,10 @@ _base_ = [
 ]
 
 # A quarter of the usual width with two levels (3x3 and 5x5) in every stage, trained from scratch.
-# The strokes of the digits are thinner than a cell of output stride 8, so the stride is 4.
+# The strokes of the digits are thinner than a cell at output stride 8, so the stride is 4.
 norm_cfg = dict(type='BN', requires_grad=True)
-# Five pixels in six are background: unweighted, the ten digits stay one class for hundreds of
-# iterations.
+# Five pixels in six are background: without weights, the ten digits remain one class for hundreds
+# of iterations.
 sampler = dict(type='mmcontext.ClassWeightSampler', class_weight=[0.25] + [1.0] * 10)
 model = dict(
     data_preprocessor=dict(size=(128, 128)),

@@ -1,4 +1,4 @@
-"""Translation of the authors' checkpoints into those of this package."""
+"""Conversion of the authors' checkpoints to those of this package."""
 from mmcontext.converters.architectures import ARCHITECTURES, Architecture
 from mmcontext.converters.ccnn import CCNN_ARCH, convert_ccnn
 from mmcontext.converters.convert import convert_checkpoint, convert_state_dict

@@ -1,4 +1,4 @@
-"""The names that ``convert_official.py --arch`` takes."""
+"""The names accepted by ``convert_official.py --arch``."""
 from typing import Dict, Mapping, NamedTuple, Optional, Sequence
 
 from mmcontext.converters import rules
@@ -10,9 +10,9 @@ class Architecture(NamedTuple):
     """A published network: the config that builds it here, and how its keys are renamed."""
     config: str
     rules: Sequence[Rule]
-    # Entry of the authors with one row per class, where their checkpoints differ in that.
+    # The authors' entry with one row per class, if their checkpoints differ in that number.
     classes_from: Optional[str] = None
-    # Configs for other numbers of classes than that of ``config``.
+    # Configs for numbers of classes other than that of ``config``.
     configs_by_classes: Mapping[int, str] = {}
 
 

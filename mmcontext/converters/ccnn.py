@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmcontext.utils.errors import CheckpointError
 
-# What ``convert_official.py --arch`` calls them.
+# Their name in ``convert_official.py --arch``.
 CCNN_ARCH = 'ccnn'
 
 _CONV = r'((?:blocks\.\d+\.)?conv[12])'
@@ -43,7 +43,7 @@ _MLP_LAYER = re.compile(r'(.*\.Kernel\.hidden_layers)\.(\d+)\.(\w+)')
 
 
 def _rename(key: str) -> Optional[str]:
-    """New name, None to leave the entry out.
+    """The new name; None to leave the entry out.
 
     Raises:
         KeyError: The key is unknown.
@@ -56,7 +56,7 @@ def _rename(key: str) -> Optional[str]:
 
 
 def _renumber(state: Mapping[str, Tensor]) -> Dict[str, Tensor]:
-    """Close the gaps that pools leave in the numbering of blocks, and norms in that of MLPs."""
+    """Close the gaps left by pools in the numbering of blocks, and by norms in that of MLPs."""
     blocks = {key: match for key in state if (match := _BLOCK_ENTRY.fullmatch(key))}
     numbers = sorted({int(match[1]) for match in blocks.values()})
     renumbered = {}
@@ -71,10 +71,10 @@ def _renumber(state: Mapping[str, Tensor]) -> Dict[str, Tensor]:
 
 
 def convert_ccnn(state: Mapping[str, Tensor]) -> Dict[str, Tensor]:
-    """Translate a CCNN, any size, task, block and number of axes, for an ``ImageClassifier``.
+    """Convert a CCNN of any size, task, block and number of axes for an ``ImageClassifier``.
 
     Args:
-        state: The authors' entries, bare or under ``network.`` (Lightning).
+        state: The authors' entries, with or without the prefix ``network.`` (Lightning).
 
     Returns:
         Entries for ``mmcontext.CCNN`` and a linear head ``head.fc``.
@@ -84,7 +84,7 @@ def convert_ccnn(state: Mapping[str, Tensor]) -> Dict[str, Tensor]:
     """
     prefix = 'network.'
     if any(key.startswith(prefix) for key in state):
-        # Lightning keeps metrics with the network.
+        # Lightning also saves metrics.
         state = {k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)}
     if 'out_layer.weight' not in state:
         raise CheckpointError("the checkpoint is no CCNN: it has no entry 'out_layer.weight'")
@@ -104,7 +104,7 @@ def convert_ccnn(state: Mapping[str, Tensor]) -> Dict[str, Tensor]:
         if value.is_floating_point() and not value.isfinite().all():
             wrong.append(f'{key} is NaN or infinite')
         elif target.endswith('.train_length'):
-            # One length for all axes there, one an axis here.
+            # One length for all axes there, one per axis here.
             if value.numel() not in (1, dim):
                 wrong.append(f'{key} has shape {tuple(value.shape)}')
             else:
@@ -122,7 +122,7 @@ def convert_ccnn(state: Mapping[str, Tensor]) -> Dict[str, Tensor]:
                 for kind, entries in (('unknown', unknown), ('unfit', wrong)) if entries]
     if problems:
         raise CheckpointError(f'the checkpoint does not fit a CCNN; {"; ".join(problems)}')
-    # Older versions do not store the flag; what was trained has been rescaled.
+    # Older versions do not store the flag; trained kernels have been rescaled.
     for key in [k for k in converted if k.endswith('.train_length')]:
         converted.setdefault(key.replace('train_length', 'initialized'),
                              torch.ones(1, dtype=torch.bool))

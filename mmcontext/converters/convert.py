@@ -16,16 +16,16 @@ from mmcontext.utils.checkpoint import load_checkpoint_file
 from mmcontext.utils.errors import CheckpointError, UserError
 from mmcontext.version import __version__
 
-# Names under which training code stores the weights, the most wanted first; they may be nested.
+# Names under which training code stores the weights, the preferred ones first; they may be nested.
 _WRAPPERS = ('state_dict', 'model', 'model_state_dict', 'net', 'state_dict_ema')
 _MAX_WRAPPERS = 3
-# What DataParallel, torch.compile and training code put in front, then what mmcls does.
+# Prefixes of DataParallel, torch.compile and training code, then those of mmcls.
 _PREFIXES = re.compile(r'(?:(?:module|_orig_mod|model)\.)*(?:(?:backbone|head)\.(?=\w))?')
 _LISTED = 20
 
 
 def _unwrap(checkpoint: Mapping) -> Dict[str, Tensor]:
-    """The bare state dict of a checkpoint, without prefixes."""
+    """The plain state dict of a checkpoint, without prefixes."""
     for _ in range(_MAX_WRAPPERS):
         inner = [checkpoint[name] for name in _WRAPPERS
                  if isinstance(checkpoint.get(name), Mapping)]
@@ -60,15 +60,15 @@ def _listing(keys: Sequence[str]) -> str:
 
 def convert_state_dict(state: Mapping[str, Tensor], rules: Sequence[Rule],
                        model: nn.Module) -> Dict[str, Tensor]:
-    """Rename the entries of an authors' state dict so that they load strictly into a model.
+    """Rename the entries of the authors' state dict so that they load strictly into a model.
 
     Args:
-        state: The authors' entries, bare.
+        state: The authors' entries, without prefixes.
         rules: Renaming rules of the architecture.
         model: The model they are for (it may be on the meta device).
 
     Returns:
-        Entries under the names and in the order of the model.
+        Entries with the names and in the order of the model.
 
     Raises:
         CheckpointError: Entries are unknown, missing, given twice, of the wrong shape or dtype,
@@ -91,7 +91,8 @@ def convert_state_dict(state: Mapping[str, Tensor], rules: Sequence[Rule],
     unknown += [key for key in renamed if key not in wanted]
     for key in wanted:
         if key.endswith('num_batches_tracked'):
-            # Checkpoints from before PyTorch 0.4.1 do not count batches, halved ones do in half.
+            # Checkpoints from before PyTorch 0.4.1 lack the count; half-precision ones store it
+            # as float16.
             renamed[key] = renamed.get(key, torch.zeros(())).long()
     missing, misshaped, mistyped, infinite = [], [], [], []
     for key, value in wanted.items():
@@ -121,7 +122,7 @@ def build_for_conversion(config_file: str, num_classes: Optional[int] = None) ->
     """The model of a config on the meta device: names and shapes, no memory.
 
     Args:
-        config_file: Its path.
+        config_file: Path of the config.
         num_classes: Number of classes of every head; None for that of the config.
     """
     config = Config.fromfile(config_file)
@@ -134,14 +135,15 @@ def build_for_conversion(config_file: str, num_classes: Optional[int] = None) ->
 
 
 def convert_checkpoint(source: str, destination: str, arch: str, config_root: str) -> None:
-    """Convert a checkpoint file; the destination is written whole or not at all.
+    """Convert a checkpoint file; the destination is written completely or not at all.
 
     Args:
-        source: The authors' checkpoint: a state dict, bare or under 'state_dict', 'model',
-            'model_state_dict', 'net' or, where there is none of these, 'state_dict_ema'; keys
-            with or without 'module.', '_orig_mod.', 'model.', 'backbone.' and 'head.' in front.
+        source: The authors' checkpoint: a state dict, at the top level or under 'state_dict',
+            'model', 'model_state_dict', 'net' or, if there is none of these, 'state_dict_ema';
+            keys with or without the prefixes 'module.', '_orig_mod.', 'model.', 'backbone.' and
+            'head.'.
         destination: File to write: {'state_dict': ..., 'meta': ...}.
-        arch: A key of :data:`ARCHITECTURES`, or 'ccnn': any continuous CNN, not held against
+        arch: A key of :data:`ARCHITECTURES`, or 'ccnn': any continuous CNN, not compared with
             a config.
         config_root: Folder with the configs.
 
@@ -167,7 +169,7 @@ def convert_checkpoint(source: str, destination: str, arch: str, config_root: st
         model = build_for_conversion(os.path.join(config_root, meta['config']),
                                      meta.get('num_classes'))
         state = convert_state_dict(state, architecture.rules, model)
-    # Copies, so that a view does not bring along the storage that it looks at.
+    # Copies, so that the whole storage of a view is not saved with it.
     state = {key: value.detach().clone() for key, value in state.items()}
     _save({'state_dict': state, 'meta': meta}, destination)
 
@@ -182,7 +184,7 @@ def _save(checkpoint: dict, destination: str) -> None:
             torch.save(checkpoint, file)
         os.chmod(temporary, 0o644)
         os.replace(temporary, destination)
-    except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
+    except (OSError, RuntimeError) as error:  # torch raises a RuntimeError if the disk is full
         reason = getattr(error, 'strerror', None) or error
         raise UserError(f'cannot write the destination {destination!r}: {reason}') from error
     finally:

@@ -1,7 +1,7 @@
 """RedNet and CedNet detectors of mmdet 2.
 
 Neck, RPN and heads of mmdet 2 and 3 have the same names; only the operators in them differ:
-the authors put a bare operator where the convolution module stood, and in the mask head a
+the authors use a bare operator instead of the convolution module, and in the mask head a
 ``Sequential`` of operator and ReLU.
 """
 from typing import Dict, List, Tuple

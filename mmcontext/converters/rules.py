@@ -1,8 +1,8 @@
 """Renaming of state-dict keys, one list of rules per published code base.
 
-A rule is a regular expression that matches a whole key and the template of its new name
-(``re.Match.expand``). Rules see keys without ``module.`` and ``backbone.`` prefixes and with
-the classifier under ``fc``.
+A rule is a regular expression that matches a whole key, and the template of its new name
+(``re.Match.expand``). Rules are applied to keys without ``module.`` and ``backbone.`` prefixes
+and with the classifier under ``fc``.
 """
 import re
 from typing import Callable, List, Optional, Pattern, Tuple
@@ -14,12 +14,12 @@ LEAF = r'((?:weight|bias|running_mean|running_var|num_batches_tracked))'
 
 
 def rule(pattern: str, template: str) -> Rule:
-    """Rule from a pattern over the whole key and a template."""
+    """Rule from a pattern for the whole key and a template."""
     return re.compile(pattern), lambda match: match.expand(template)
 
 
 def drop(pattern: str) -> Rule:
-    """Rule for entries that hold no learned state and have no counterpart."""
+    """Rule for entries without learned state that have no counterpart."""
     return re.compile(pattern), lambda match: None
 
 
@@ -81,7 +81,7 @@ SE_COTNETD = [
     _stem(r'conv1\.0', '0.conv'), _stem(r'conv1\.1', '0.bn'), _stem(r'conv1\.3', '1.conv'),
     _stem(r'conv1\.4', '1.bn'), _stem(r'conv1\.6', '2.conv'), _stem('bn1', '2.bn'),
     *_BOTTLENECK, *_COT_LAYER, *_SPLIT_ATTENTION_LAYER,
-    # The blur pool's fixed filter, which some versions of the code store.
+    # The blur pool's fixed filter, which is stored by some versions of the code.
     drop(rf'{_BLOCK}\.(?:aa|avd|avd_last)\.filt'),
 ]
 
@@ -106,7 +106,7 @@ CEDNET = _dynamic(CVOLUTION_PARTS)
 
 
 def _resnet_stem(source: str, target: str) -> Rule:
-    """The stem of a segmentation network, which holds it as layer0 or as the backbone does."""
+    """The stem of a segmentation network, stored as layer0 or as in the backbone."""
     return rule(rf'(?:{source})\.{LEAF}', rf'backbone.{target}.\1')
 
 
@@ -135,7 +135,7 @@ _SEGMENTATION_HEADS = [
         (r'aux\.0', 'auxiliary_head.convs.0.conv'),
         (r'aux\.1', 'auxiliary_head.convs.0.bn'),
         (r'aux\.4', 'auxiliary_head.conv_seg'))),
-    # The classifier of the ImageNet network, where the checkpoint still has it.
+    # The classifier of the ImageNet network, if the checkpoint still has it.
     drop(r'fc\.(?:weight|bias)'),
 ]
 

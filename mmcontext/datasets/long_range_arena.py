@@ -1,6 +1,6 @@
 """Long-range arena (arXiv 2011.04006): ListOps, Text and Pathfinder from local files.
 
-Its Image task is CIFAR-10 in grey, which mmpretrain reads.
+Its Image task is CIFAR-10 in greyscale, which mmpretrain reads.
 """
 import csv
 import os.path as osp
@@ -42,7 +42,7 @@ def build_vocabulary(samples: Iterable[Sequence[str]], min_count: int = 1) -> Di
 
 @contextmanager
 def _reading(path: str, expected: str) -> Iterator[None]:
-    """What goes wrong while a file is parsed becomes a DataError that names it."""
+    """Context that turns errors of parsing a file into a DataError that names it."""
     try:
         yield
     except (ValueError, KeyError, AttributeError, csv.Error) as error:
@@ -61,9 +61,9 @@ class TokenDataset(SequenceDataset):
     """Token sequences as one float channel of ids, padded on the left.
 
     Args:
-        max_length (int): Length of every sequence; longer ones lose their tail. The last
+        max_length (int): Length of every sequence; longer ones are truncated. The last
             position is the end token.
-        min_count (int): Tokens rarer than this in training are unknown. Defaults to 1.
+        min_count (int): Tokens that are rarer in training are unknown. Defaults to 1.
         **kwargs: See :class:`SequenceDataset`.
     """
 
@@ -133,8 +133,8 @@ class LRAListOps(TokenDataset):
 class LRAText(TokenDataset):
     """Sentiment of IMDB reviews, character by character.
 
-    Expects ``train/pos/*.txt``, ``train/neg``, ``test/pos`` and ``test/neg`` as aclImdb unpacks.
-    There is no validation part: 'val' is the test part, as in the arena.
+    Expects ``train/pos/*.txt``, ``train/neg``, ``test/pos`` and ``test/neg`` as in the aclImdb
+    archive. There is no validation part: 'val' is the test part, as in the arena.
 
     Args:
         max_length (int): Defaults to 4096.
@@ -163,19 +163,19 @@ class LRAText(TokenDataset):
 
 @DATASETS.register_module()
 class LRAPathfinder(BaseDataset):
-    """Whether two dots are joined by a path, in grey images.
+    """Whether two dots are connected by a path, in greyscale images.
 
     Expects the released layout below ``data_root``, e.g. that of
     ``pathfinder32/curv_contour_length_14`` (hard): ``metadata/*.npy``, text files whose lines
-    hold folder, file, a number and the label, and ``imgs``. Split 80 / 10 / 10 with a fixed
+    contain folder, file, a number and the label, and ``imgs``. Split 80 / 10 / 10 with a fixed
     shuffle. Samples have ``img_path`` and ``gt_label`` for ``LoadImageFromFile``.
 
     Args:
         data_root (str): Folder with ``metadata`` and ``imgs``.
         split (str): 'train', 'val' or 'test'. Defaults to 'train'.
-        seed (int): Of the split. Defaults to 42.
+        seed (int): Seed of the split. Defaults to 42.
         pipeline (Sequence): Transforms. Defaults to ().
-        **kwargs: Others of mmpretrain's ``BaseDataset``.
+        **kwargs: Other arguments of mmpretrain's ``BaseDataset``.
     """
 
     METAINFO = dict(classes=('apart', 'joined'))
@@ -190,7 +190,7 @@ class LRAPathfinder(BaseDataset):
 
     def load_data_list(self) -> List[dict]:
         """Paths and labels of the split; empty files are left out."""
-        # Named by number: 2.npy comes before 10.npy.
+        # Sorted by number: 2.npy comes before 10.npy.
         lists = sorted(glob(osp.join(self.data_root, 'metadata', '*.npy')),
                        key=lambda path: (len(osp.basename(path)), path))
         if not lists:
@@ -203,7 +203,7 @@ class LRAPathfinder(BaseDataset):
                 for line in file:
                     folder, image, _, label = line.split()[:4]
                     path = osp.join(self.data_root, folder, image)
-                    # One image of the release has no bytes.
+                    # One image of the release is an empty file.
                     if osp.getsize(path):
                         samples.append(dict(img_path=path, gt_label=_label(label, 2)))
         part = random_parts(len(samples), (.1, .1), self.seed)[SPLITS.index(self.split)]

@@ -16,7 +16,7 @@ def read_off(path: str) -> Tuple[np.ndarray, np.ndarray]:
     """An OFF file as vertices [V, 3] and triangles [F, 3]; other polygons become fans.
 
     Raises:
-        DataError: It is no OFF file, or cut short.
+        DataError: It is not an OFF file, or is truncated.
     """
     with open(path) as file:
         words = file.read().split()
@@ -43,7 +43,7 @@ def read_off(path: str) -> Tuple[np.ndarray, np.ndarray]:
 
 def sample_surface(vertices: np.ndarray, triangles: np.ndarray, count: int,
                    generator: np.random.RandomState) -> Tuple[np.ndarray, np.ndarray]:
-    """Points and unit normals [count, 3], spread evenly over the surface.
+    """Points and unit normals [count, 3], uniformly distributed over the surface.
 
     Raises:
         ValueError: The surface has no area.
@@ -55,7 +55,7 @@ def sample_surface(vertices: np.ndarray, triangles: np.ndarray, count: int,
         raise ValueError('the surface must have an area')
     face = generator.choice(len(triangles), count, p=doubled / doubled.sum())
     u, v = generator.rand(2, count, 1)
-    # The upper half of the parallelogram, turned onto the triangle.
+    # The upper half of the parallelogram is folded onto the triangle.
     u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)
     points = a[face] + u * (b - a)[face] + v * (c - a)[face]
     return points, normals[face] / doubled[face, None]
@@ -65,22 +65,22 @@ def sample_surface(vertices: np.ndarray, triangles: np.ndarray, count: int,
 class ModelNet(SequenceDataset):
     """ModelNet10 or ModelNet40, a cloud of normals and positions [6, num_points] per object.
 
-    Expects ``data_root/CLASS/train/*.off`` and ``.../test/*.off``, as the archives unpack. The
-    points are drawn evenly over the surface, the same at every access, then centred and scaled
-    into [-1, 1]. There is no validation part: 'val' is the test part.
+    Expects ``data_root/CLASS/train/*.off`` and ``.../test/*.off``, as in the archives. The points
+    are drawn uniformly from the surface, the same at every access, then centred and scaled to
+    [-1, 1]. There is no validation part: 'val' is the test part.
 
     Args:
         data_root (str): Folder with one folder per class.
         split (str): 'train', 'val' or 'test'. Defaults to 'train'.
         num_points (int): Points of an object. Defaults to 512.
-        resampling (int): How often each training object is in the data, with other points.
+        resampling (int): How often each training object is in the data, with different points.
             Defaults to 1.
-        seed (int): Of the points. Defaults to 0.
+        seed (int): Seed of the points. Defaults to 0.
         **kwargs: See :class:`SequenceDataset`.
 
     Raises:
         ValueError: ``num_points`` or ``resampling`` is not positive.
-        DataError: There is no such file, or one is not readable.
+        DataError: There are no such files, or one is not readable.
     """
 
     def __init__(self, *args, num_points: int = 512, resampling: int = 1, seed: int = 0,
@@ -94,7 +94,7 @@ class ModelNet(SequenceDataset):
         super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> List[dict]:
-        """Paths, labels and number of the draw."""
+        """Paths, labels and index of the sampling."""
         part = 'train' if self.split == 'train' else 'test'
         paths = sorted(glob(osp.join(self.data_root, '*', part, '*.off')))
         if not paths:

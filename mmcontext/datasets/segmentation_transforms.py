@@ -1,4 +1,4 @@
-"""Transforms of image and label map that PyConvSegNet is trained with."""
+"""Transforms of image and label map for training PyConvSegNet."""
 from typing import Tuple
 
 import cv2
@@ -16,12 +16,12 @@ class RandomScale(BaseTransform):
     (``RandomResize`` multiplies a size that is the same for all images.)
 
     Args:
-        ratio_range (tuple[float, float]): The factor is drawn from it, evenly.
+        ratio_range (tuple[float, float]): The factor is drawn uniformly from it.
         resize_type (str): The transform that resizes, with ``scale_factor``. Defaults to
             'Resize', which is that of the default scope.
 
     Raises:
-        ValueError: ``ratio_range`` is not two growing positive numbers.
+        ValueError: ``ratio_range`` is not two increasing positive numbers.
     """
 
     def __init__(self, ratio_range: Tuple[float, float], resize_type: str = 'Resize') -> None:
@@ -36,7 +36,7 @@ class RandomScale(BaseTransform):
         return np.random.uniform(*self.ratio_range)
 
     def transform(self, results: dict) -> dict:
-        """Image and labels of another size."""
+        """Resize image and labels."""
         factor = self._draw()
         self.resize.scale_factor = (factor, factor)
         return self.resize(results)
@@ -54,7 +54,7 @@ class RandomGaussianBlur(BaseTransform):
         kernel_size (int): Odd side in pixels. Defaults to 5.
 
     Raises:
-        ValueError: ``prob`` is no probability or ``kernel_size`` not odd and positive.
+        ValueError: ``prob`` is not a probability, or ``kernel_size`` not odd and positive.
     """
 
     def __init__(self, prob: float = 0.5, kernel_size: int = 5) -> None:
@@ -66,7 +66,7 @@ class RandomGaussianBlur(BaseTransform):
         self.kernel_size = kernel_size
 
     def transform(self, results: dict) -> dict:
-        """``img`` blurred, or as it was."""
+        """Blur ``img``, or leave it unchanged."""
         if np.random.random() < self.prob:
             size = (self.kernel_size, self.kernel_size)
             results['img'] = cv2.GaussianBlur(results['img'], size, 0)

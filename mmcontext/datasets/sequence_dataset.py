@@ -1,4 +1,4 @@
-"""What the data sets of sequences share."""
+"""Base of the data sets of sequences."""
 from typing import List, Optional, Sequence, Tuple
 
 import torch
@@ -18,7 +18,7 @@ class SequenceDataset(BaseDataset):
         data_root (str): Folder with the files; nothing is downloaded.
         split (str): 'train', 'val' or 'test'. Defaults to 'train'.
         pipeline (Sequence): Transforms. Defaults to ().
-        **kwargs: Others of mmpretrain's ``BaseDataset``.
+        **kwargs: Other arguments of mmpretrain's ``BaseDataset``.
     """
 
     def __init__(self,
@@ -47,8 +47,8 @@ def random_parts(size: int, fractions: Tuple[float, float], seed: int) -> List[T
 
     Args:
         size (int): Number of samples.
-        fractions (tuple): Of the validation and the test part, each rounded down.
-        seed (int): Of the shuffle.
+        fractions (tuple): Fractions of the validation and the test part, each rounded down.
+        seed (int): Seed of the shuffle.
     """
     held_out = [int(size * fraction) for fraction in fractions]
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
@@ -56,5 +56,5 @@ def random_parts(size: int, fractions: Tuple[float, float], seed: int) -> List[T
 
 
 def standardise(sequence: Tensor, mean: Optional[Tensor], std: Optional[Tensor]) -> Tensor:
-    """Subtract the mean and divide by the deviation, each [C, 1]; None leaves it out."""
+    """Subtract the mean and divide by the standard deviation, each [C, 1]; None skips it."""
     return sequence if mean is None else (sequence - mean) / std

@@ -25,8 +25,8 @@ def _channel_values(name: str, values: Numbers, channels: int) -> Tensor:
 class ImageToSequence(BaseTransform):
     """Turn an image into a normalised sequence of its pixels, row by row.
 
-    Sequential MNIST and CIFAR-10, permuted MNIST and the image tasks of the long-range arena are
-    made like this. ``PackInputs`` takes the result as it is; the data preprocessor must not
+    This is how sequential MNIST and CIFAR-10, permuted MNIST and the image tasks of the long-range
+    arena are made. ``PackInputs`` accepts the result as it is; the data preprocessor must not
     normalise again.
 
     Required keys: img, [H, W] or [H, W, C]. Modified keys: img, float32 tensor [C, H * W].
@@ -77,7 +77,7 @@ class ImageToSequence(BaseTransform):
 
 @lru_cache(maxsize=8)
 def _mel_filters(sample_rate: int, num_bins: int, num_mels: int) -> Tensor:
-    """Triangles [num_bins, num_mels], evenly spaced on the HTK mel scale, of height one."""
+    """Triangles [num_bins, num_mels] of height one, evenly spaced on the HTK mel scale."""
 
     def mel(hertz):
         return 2595 * math.log10(1 + hertz / 700)
@@ -105,7 +105,7 @@ def mfcc(waveform: Tensor,
          num_coefficients: int = 20,
          num_mels: int = 64,
          n_fft: int = 200) -> Tensor:
-    """Mel-frequency cepstral coefficients of a waveform, of log mel powers.
+    """Mel-frequency cepstral coefficients of a waveform, from log mel powers.
 
     Hann windows of ``n_fft`` samples every ``n_fft // 2`` samples, reflected at the ends, so a
     second at 16 kHz gives 161 frames with the defaults.

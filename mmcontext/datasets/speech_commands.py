@@ -25,7 +25,7 @@ def read_wave(path: str) -> Tensor:
     """16-bit mono PCM file as float32 [samples] in [-1, 1).
 
     Raises:
-        DataError: On any other format, and where the file is cut short.
+        DataError: The file has another format or is truncated.
     """
     try:
         with wave.open(path, 'rb') as file:
@@ -47,7 +47,7 @@ def read_wave(path: str) -> Tensor:
 class SpeechCommands(SequenceDataset):
     """The ten-word subset of Speech Commands v0.02.
 
-    Expects ``data_root/yes/*.wav`` and so on, as the archive unpacks. Recordings that are not
+    Expects ``data_root/yes/*.wav`` and so on, as in the archive. Recordings that are not
     exactly one second long are left out. Each word is split 70 / 15 / 15 with a fixed shuffle.
     Sequences are standardised per channel with statistics of (up to) the first 1000 recordings
     of the shuffled training part.
@@ -56,7 +56,7 @@ class SpeechCommands(SequenceDataset):
         data_root (str): Folder with one folder per word.
         split (str): 'train', 'val' or 'test'. Defaults to 'train'.
         features (str): 'raw' for [1, 16000], 'mfcc' for [20, 161]. Defaults to 'raw'.
-        seed (int): Of the split. Defaults to 0.
+        seed (int): Seed of the split. Defaults to 0.
         **kwargs: See :class:`SequenceDataset`.
     """
 

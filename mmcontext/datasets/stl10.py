@@ -11,16 +11,16 @@ from mmcontext.utils.errors import DataError
 
 @DATASETS.register_module()
 class STL10(BaseDataset):
-    """Ten classes of 96x96 colour images, 5000 to train with and 8000 to test.
+    """Ten classes of 96x96 colour images, 5000 for training and 8000 for testing.
 
-    Expects ``train_X.bin``, ``train_y.bin``, ``test_X.bin`` and ``test_y.bin``, as
-    ``stl10_binary`` unpacks. Samples have ``img``, RGB [96, 96, 3], and ``gt_label``.
+    Expects ``train_X.bin``, ``train_y.bin``, ``test_X.bin`` and ``test_y.bin``, as in
+    ``stl10_binary``. Samples have ``img``, RGB [96, 96, 3], and ``gt_label``.
 
     Args:
         data_root (str): Folder with the files; nothing is downloaded.
         split (str): 'train' or 'test'. Defaults to 'train'.
         pipeline (Sequence): Transforms. Defaults to ().
-        **kwargs: Others of mmpretrain's ``BaseDataset``.
+        **kwargs: Other arguments of mmpretrain's ``BaseDataset``.
     """
 
     METAINFO = dict(classes=('airplane', 'bird', 'car', 'cat', 'deer', 'dog', 'horse', 'monkey',
@@ -46,7 +46,7 @@ class STL10(BaseDataset):
         if len(labels) and not 1 <= labels.min() <= labels.max() <= 10:
             raise DataError(f'{paths[1]} must hold labels from 1 to 10, got {labels.min()} to '
                             f'{labels.max()}')
-        # Stored by column, channel first.
+        # Stored column by column, channels first.
         images = pixels.reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
         return [dict(img=np.ascontiguousarray(image), gt_label=int(label) - 1)
                 for image, label in zip(images, labels)]

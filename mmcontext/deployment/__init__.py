@@ -1,5 +1,5 @@
-"""Networks of configs as ONNX graphs of standard operators, and such graphs in place of networks.
+"""Networks of configs as ONNX graphs of standard operators, and such graphs instead of networks.
 
-``build_graph`` makes what is exported of a config, ``export`` writes it, ``OnnxGraph`` runs a file
-and ``serve`` puts it into the model of a config.
+``build_graph`` builds the exported module of a config, ``export`` writes it, ``OnnxGraph`` runs a
+file and ``serve`` puts it into the model of a config.
 """

@@ -1,4 +1,4 @@
-"""Whether an exported graph gives what the network gives in torch."""
+"""Compare the results of an exported graph with those of the network in torch."""
 import copy
 from typing import List, NamedTuple, Optional, Tuple
 
@@ -11,26 +11,26 @@ from mmcontext.deployment.preprocess import Normalisation, Preprocess
 from mmcontext.deployment.runtime import OnnxGraph, instances
 from mmcontext.utils.errors import UserError
 
-# Largest differences: of logits relative to the largest one, of classes as a share of pixels, of
-# boxes in pixels and of scores; smallest overlap of masks.
+# Maximum differences: of logits relative to the largest one, of classes as a share of pixels, of
+# boxes in pixels and of scores; minimum overlap of masks.
 LOGITS, PIXELS, BOX, SCORE, MASK = 1e-4, 1e-4, 0.05, 1e-4, 0.999
 # Detections with lower scores are not compared.
 MIN_SCORE = 0.05
-# Of noise, in the order that they are tried.
+# Amplitudes of noise, in the order in which they are tried.
 _AMPLITUDES = (1., 0.25, 0.06)
 
 
 class Agreement(NamedTuple):
-    """How far a graph is from torch.
+    """Differences between a graph and torch.
 
     Attributes:
         logits: Largest difference relative to the largest logit, or for a graph of classes the
             share of pixels with another class; None for detectors.
         found: Detections in torch above ``MIN_SCORE``.
-        box, score: Largest differences between a detection and its partner, infinite where there
-            is none of the same label; both ways.
-        mask: Smallest overlap of a mask with its partner's, of those that differ by more than one
-            pixel, which is much of a small mask; None without masks.
+        box, score: Largest differences between a detection and its partner, infinite if there
+            is none with the same label; in both directions.
+        mask: Smallest overlap of a mask with its partner's, among those that differ by more than
+            one pixel, which is a large part of a small mask; None without masks.
     """
     logits: Optional[float] = None
     found: int = 0
@@ -54,13 +54,13 @@ class Agreement(NamedTuple):
 
 def random_inputs(graph: Graph, batch: int, seed: int = 0,
                   amplitude: float = 1.) -> Tuple[Tensor, ...]:
-    """Noise of the example's size, for another batch.
+    """Noise of the example's size, with another batch size.
 
     Args:
-        graph: What takes it.
-        batch: Images.
-        seed: Of the noise.
-        amplitude: Standard deviation; of raw images the share of the range, around its middle.
+        graph: The graph that it is for.
+        batch: Number of images.
+        seed: Seed of the noise.
+        amplitude: Standard deviation; for raw images the share of the range, around its middle.
     """
     generator = torch.Generator().manual_seed(seed)
     shape = (batch, *graph.example[0].shape[1:])
@@ -73,8 +73,8 @@ def random_inputs(graph: Graph, batch: int, seed: int = 0,
 
 
 def finite_inputs(graph: Graph, batch: int) -> Tuple[Tensor, ...]:
-    """Noise that the network stays finite on: kernels made of it may overflow where kernels made
-    of images do not. Of a classifier or segmentor."""
+    """Noise for which the network stays finite: kernels computed from noise may overflow although
+    kernels computed from images do not. For a classifier or segmentor."""
     for amplitude in _AMPLITUDES:
         inputs = random_inputs(graph, batch, amplitude=amplitude)
         with torch.no_grad():
@@ -84,7 +84,7 @@ def finite_inputs(graph: Graph, batch: int) -> Tuple[Tensor, ...]:
 
 
 def image_inputs(graph: Graph, images: np.ndarray) -> Tuple[Tensor, ...]:
-    """What a graph takes for images as OpenCV reads them, uint8 [B, H, W, 3]."""
+    """The inputs of a graph for images as OpenCV reads them, uint8 [B, H, W, 3]."""
     images = torch.from_numpy(images)
     if graph.metadata['preprocess'] == 'in':
         return (images, )
@@ -95,22 +95,22 @@ def image_inputs(graph: Graph, images: np.ndarray) -> Tuple[Tensor, ...]:
 
 
 def settings_of(metadata: dict) -> Normalisation:
-    """The normalisation that a graph's metadata tells of."""
+    """The normalisation described by a graph's metadata."""
     return Normalisation(
         tuple(metadata['mean']), tuple(metadata['std']), metadata['channel_order'] == 'rgb',
         metadata['pad_divisor'], metadata['pad_value'])
 
 
 def compare(graph: Graph, onnx: OnnxGraph, inputs: Tuple[Tensor, ...]) -> Agreement:
-    """Run a graph's network in torch, by its own ``predict``, and its file.
+    """Run a graph's network in torch, with its own ``predict``, and its file.
 
     Args:
-        graph: What was exported.
+        graph: The exported graph.
         onnx: The file.
         inputs: See :func:`image_inputs`.
 
     Raises:
-        UserError: The logits are not finite in torch already.
+        UserError: The logits are not even finite in torch.
     """
     actual = onnx(*inputs)
     with torch.no_grad():
@@ -135,9 +135,9 @@ def predicted(graph: Graph, samples: list, images: Tensor,
     """Detections (InstanceData) of every image in torch.
 
     Args:
-        graph: Of a detector.
+        graph: Graph of a detector.
         samples, images: See :func:`samples_of`.
-        model: In the place of the graph's, of any dtype.
+        model: Used instead of the graph's, of any dtype.
     """
     model = model or graph.model
     images = images.to(next(model.parameters()).dtype)
@@ -147,7 +147,7 @@ def predicted(graph: Graph, samples: list, images: Tensor,
 
 
 def samples_of(graph: Graph, inputs: Tuple[Tensor, ...]) -> Tuple[list, Tensor]:
-    """What a detector's ``predict`` wants to know of a graph's inputs, and normalised images."""
+    """The samples that a detector's ``predict`` needs for a graph's inputs, and its images."""
     from mmdet.structures import DetDataSample
     images = inputs[0] if graph.module.preprocess is None else graph.module.preprocess(inputs[0])
     sizes = inputs[1].tolist() if len(inputs) > 1 else [inputs[0].shape[1:3]] * len(images)
@@ -171,14 +171,14 @@ def match(expected, actual) -> Agreement:
     """Compare the detections of an image.
 
     Args:
-        expected, actual (InstanceData): With ``bboxes``, ``scores``, ``labels`` and perhaps
+        expected, actual (InstanceData): With ``bboxes``, ``scores``, ``labels`` and optionally
             ``masks``.
     """
     box = score = 0.
     overlap = 1.
     with_masks = 'masks' in expected
     for ones, others in ((expected, actual), (actual, expected)):
-        # A score may fall below the limit on one side alone.
+        # A score may fall below the limit on only one side.
         limit = MIN_SCORE if ones is expected else MIN_SCORE + SCORE
         for one in (ones.scores > limit).nonzero().flatten().tolist():
             same = (others.labels == ones.labels[one]).nonzero().flatten()

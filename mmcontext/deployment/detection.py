@@ -1,7 +1,7 @@
-"""Detectors of mmdet in a form that can be traced: whole batches, no branch on a value.
+"""Detectors of mmdet in a form that can be traced: whole batches, no branches on values.
 
-The heads' own layers, priors and box coders are used through their public methods. What comes
-after them in mmdet runs image by image; here it is written for the batch.
+The heads' own layers, priors and box coders are used through their public methods. The steps
+after them run image by image in mmdet; here they are written for the batch.
 """
 from typing import List, NamedTuple, Sequence, Tuple
 
@@ -27,7 +27,7 @@ from mmcontext.utils.errors import UserError
 
 
 class Boxes(NamedTuple):
-    """Boxes of a batch, in falling order of score.
+    """Boxes of a batch, in descending order of score.
 
     Attributes:
         boxes: [B, K, 4], x1, y1, x2, y2 in pixels.
@@ -63,7 +63,7 @@ def _check_nms(cfg: dict, name: str) -> None:
 
 
 def check_detector(detector: nn.Module) -> None:
-    """Whether a detector is of the kinds that :class:`Detections` can follow.
+    """Check that a detector is of a kind supported by :class:`Detections`.
 
     Raises:
         UserError: It is not, in one sentence.
@@ -118,7 +118,7 @@ def _stages(parts) -> Sequence[nn.Module]:
 
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Boxes [B, N, 4] cut at the borders of images whose heights and widths are [B, 2]."""
+    """Boxes [B, N, 4] clipped at the borders of images whose heights and widths are [B, 2]."""
     limits = sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)
     return torch.minimum(boxes.clamp(min=0), limits)
 
@@ -132,15 +132,15 @@ def _decode(coder: nn.Module, priors: Tensor, deltas: Tensor, sizes: Tensor) -> 
 
 def dense_boxes(head: BaseDenseHead, features: Sequence[Tensor], sizes: Tensor, cfg: dict,
                 region_proposals: bool = False) -> Boxes:
-    """What ``predict`` of a dense head finds, for a whole batch.
+    """The results of a dense head's ``predict``, for a whole batch.
 
     Args:
         head: Head of one stage, or a region proposal head.
         features: Levels, [B, C, H_i, W_i].
         sizes: Heights and widths of the images without padding, [B, 2].
         cfg: The head's ``test_cfg``.
-        region_proposals: Whether all scores pass and levels, not classes, are told apart, as
-            in an ``RPNHead``. Defaults to False.
+        region_proposals: Whether all scores pass and NMS is per level, not per class, as in an
+            ``RPNHead``. Defaults to False.
 
     Returns:
         The best boxes.
@@ -204,7 +204,7 @@ def extract_regions(extractor: SingleRoIExtractor, features: Sequence[Tensor],
     Args:
         extractor: The module.
         features: Levels, [B, C, H_i, W_i].
-        rois: [R, 5], number of the image and box.
+        rois: [R, 5], index of the image and box.
 
     Returns:
         [R, C, *size].
@@ -217,7 +217,7 @@ def extract_regions(extractor: SingleRoIExtractor, features: Sequence[Tensor],
     regions = torch.cat([
         roi_align(layer, level, boxes[chosen], image[chosen])
         for layer, level, chosen in zip(extractor.roi_layers, features, members)])
-    # Back into the order of the boxes.
+    # Back to the order of the boxes.
     return regions[torch.cat(members).argsort()]
 
 
@@ -229,19 +229,19 @@ def _rois(boxes: Tensor) -> Tensor:
 
 
 class Detections(nn.Module):
-    """A detector whose results are those of its ``predict``, image size and batch at will.
+    """A detector with the results of its ``predict``, for any image size and batch size.
 
     Args:
-        detector: Of mmdet.
+        detector: A detector of mmdet.
         masks: 'image' for masks of the images' size, 'box' for probabilities within the box.
             Defaults to 'image'.
 
     Shape:
         - images [B, 3, H, W], normalised and padded; sizes [B, 2], heights and widths of the
-          images without padding; mask_size, height and width of the masks 'image'.
+          images without padding; mask_size, height and width of 'image' masks.
         - boxes [B, K, 4] in pixels, scores [B, K] (0 where there is no box), labels [B, K] (-1
           where there is no box), and with a mask head masks: [B, K, *mask_size], bool, or
-          [B, K, h, w]. K is the number of boxes in the image that has most, at least 1.
+          [B, K, h, w]. K is the largest number of boxes in an image, at least 1.
 
     Raises:
         UserError: See :func:`check_detector`.
@@ -289,8 +289,8 @@ class Detections(nn.Module):
 
     def _best(self, bbox_head: BBoxHead, boxes: Tensor, scores: Tensor, deltas: Tensor,
               sizes: Tensor) -> Boxes:
-        """The boxes of every region and class that are left of boxes [B, P, 4], scores [B, P, C]
-        and the last head's deltas."""
+        """The boxes that remain, over all regions and classes, of boxes [B, P, 4], scores
+        [B, P, C] and the last head's deltas."""
         cfg, classes = self.detector.test_cfg.rcnn, scores.shape[2]
         boxes = boxes[:, :, None]
         if not bbox_head.reg_class_agnostic:

@@ -29,23 +29,23 @@ from mmcontext.utils.initialise import initialise
 from mmcontext.version import __version__
 
 OPSET = 17
-# RoiAlign has mmcv's alignment from here on.
+# The first opset in which RoiAlign has mmcv's alignment.
 DETECTION_OPSET = 16
 TASKS = {'mmpretrain': 'classification', 'mmdet': 'detection', 'mmseg': 'segmentation'}
-# Sides of the images that a graph of any size is traced with.
+# Size of the images with which a graph of variable size is traced.
 _TRACED_SIZE = (128, 160)
 
 Axes = Dict[str, Dict[int, str]]
 
 
 class Graph(NamedTuple):
-    """What is exported.
+    """A module to export, with its inputs and outputs.
 
     Attributes:
-        module: From the inputs to a tensor or a tuple of them; in eval mode.
-        example: Inputs to trace it with, for two images.
+        module: From the inputs to a tensor or a tuple of tensors; in eval mode.
+        example: Inputs for tracing it, for two images.
         inputs, outputs: Their names, and the names of the axes whose size may vary.
-        metadata: What the file tells about itself; every value can be written as JSON.
+        metadata: Metadata of the file; every value can be written as JSON.
         model: The config's model, which the module runs.
     """
     module: nn.Module
@@ -116,13 +116,13 @@ def build_model(cfg: Config, checkpoint: Optional[str] = None) -> Tuple[nn.Modul
 
     Args:
         cfg: The config.
-        checkpoint: File; None for initial weights, without those that training starts from.
+        checkpoint: File; None for initial weights, without pretrained ones.
 
     Returns:
-        The model, and what the checkpoint says of its data set.
+        The model, and the checkpoint's information about its data set.
 
     Raises:
-        UserError: The model cannot be built, or the checkpoint is of another one.
+        UserError: The model cannot be built, or the checkpoint is for another one.
     """
     backbone = cfg.model.get('backbone') if isinstance(cfg.model, dict) else None
     if not isinstance(backbone, dict):
@@ -150,7 +150,7 @@ def build_model(cfg: Config, checkpoint: Optional[str] = None) -> Tuple[nn.Modul
 
 
 def _dataset_meta(cfg: Config, known: dict) -> dict:
-    """Names and colours of the classes; what the checkpoint knows comes first."""
+    """Names and colours of the classes; those of the checkpoint take precedence."""
     dataset = test_dataset(cfg)
     meta = {}
     if dataset:
@@ -165,21 +165,21 @@ def build_graph(cfg: Config, checkpoint: Optional[str] = None,
                 shape: Optional[Sequence[int]] = None, preprocess: str = 'out',
                 dynamic_size: Optional[bool] = None, argmax: bool = False,
                 masks: str = 'image') -> Graph:
-    """What is exported of a config.
+    """The graph to export for a config.
 
     Args:
         cfg: Config of a classifier, detector or segmentor.
         checkpoint: File with its weights; None for initial ones.
-        shape: Channels and size of the input; None for the size that the config tests with.
+        shape: Channels and size of the input; None for the config's test size.
         preprocess: 'in' for a graph that takes images as they are read, 'out' for one that takes
             normalised ones. Defaults to 'out'.
-        dynamic_size: Whether the size of the images may vary as the batch may; None for
-            those of detectors and segmentors.
-        argmax: Whether a segmentor gives classes instead of logits. Defaults to False.
+        dynamic_size: Whether the image size may vary, as the batch size may; None: only for
+            detectors and segmentors.
+        argmax: Whether a segmentor returns classes instead of logits. Defaults to False.
         masks: Masks of a detector, of the 'image' or of the 'box'. Defaults to 'image'.
 
     Raises:
-        UserError: The config or what is wanted of it cannot be exported.
+        UserError: The config cannot be exported, or not with these options.
     """
     task = TASKS.get(cfg.get('default_scope'))
     if task is None:
@@ -268,8 +268,8 @@ def export(graph: Graph, path: str, opset: int = OPSET, own_operators: bool = Fa
         path: File to write.
         opset: Version of the operator set. Defaults to 17.
         own_operators: Whether the aggregation is one operator, for which onnxruntime needs the
-            library of ``onnxruntime_library.write_library``; otherwise all operators are standard
-            ones. Defaults to False.
+            library written by ``onnxruntime_library.write_library``; otherwise all operators are
+            standard ones. Defaults to False.
 
     Raises:
         UserError: The network does not run on the example, the graph cannot be written in that
@@ -279,10 +279,10 @@ def export(graph: Graph, path: str, opset: int = OPSET, own_operators: bool = Fa
         raise UserError(f'a detector needs opset {DETECTION_OPSET} for its RoiAlign, got {opset}')
     options = {'custom_opsets': {DOMAIN: 1}} if own_operators else {}
     if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
-        # The exporter that all torch since 2.1 have and that needs no further package.
+        # The exporter that every torch since 2.1 has and that needs no additional package.
         options['dynamo'] = False
     with warnings.catch_warnings(), exportable(own_operators), torch.no_grad():
-        # Shapes are checked in Python while tracing, which is what they warn of.
+        # The warnings are about shape checks in Python during tracing.
         warnings.simplefilter('ignore')
         try:
             graph.module(*graph.example)  # A continuous kernel may have to be scaled first.
@@ -306,7 +306,7 @@ def export(graph: Graph, path: str, opset: int = OPSET, own_operators: bool = Fa
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Nothing is printed within it: the exporter lists a whole graph when it fails, from C++."""
+    """Context without output: on failure the exporter prints a whole graph, from C++."""
     streams = (sys.stdout, sys.stderr)
     kept = [os.dup(number) for number in (1, 2)]
     nowhere = os.open(os.devnull, os.O_WRONLY)

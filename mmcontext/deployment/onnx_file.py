@@ -7,7 +7,7 @@ from mmcontext.utils.errors import UserError
 
 
 def _varint(content: bytes, at: int) -> Tuple[int, int]:
-    """A number of a protocol buffer and where it ends."""
+    """A varint of a protocol buffer, and the position of its end."""
     value = shift = 0
     while True:
         byte = content[at]
@@ -18,7 +18,7 @@ def _varint(content: bytes, at: int) -> Tuple[int, int]:
 
 
 def _fields(content: bytes) -> Iterator[Tuple[int, bytes]]:
-    """Fields of a protocol buffer that have a length; those of numbers are passed over."""
+    """Length-delimited fields of a protocol buffer; numbers are skipped."""
     at = 0
     while at < len(content):
         key, at = _varint(content, at)
@@ -53,7 +53,7 @@ def _field(number: int, content: bytes) -> bytes:
 def write_metadata(path: str, metadata: dict) -> None:
     """Add entries to the metadata of an ONNX file, without the onnx package.
 
-    A protocol buffer may be continued at its end, and ``metadata_props`` is field 14 of a model.
+    Fields may be appended to a protocol buffer, and ``metadata_props`` is field 14 of a model.
 
     Args:
         path: The file.
@@ -66,13 +66,13 @@ def write_metadata(path: str, metadata: dict) -> None:
 
 
 def prepare_output(path: str) -> None:
-    """Make the folder of a file that is going to be written.
+    """Create the folder of a file that is going to be written.
 
     Args:
         path: The file.
 
     Raises:
-        UserError: There can be no such file.
+        UserError: The file cannot be created.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ _FLAGS = ['-O3', '-g0', '-std=c++17', '-fPIC', '-fvisibility=hidden', '-ffp-cont
 
 
 def _sources() -> List[Path]:
-    """The kernels of the aggregation, which know no torch, and the operator."""
+    """The kernels of the aggregation, which do not depend on torch, and the operator."""
     return [*(_KERNELS / name for name in ('plans.cpp', 'instruction_sets.cpp', 'pixel_plan.cpp',
                                            'planar_plan.cpp')),
             *sorted(_KERNELS.glob('kernels_*.cpp')), *sorted(_HERE.glob('*.cpp'))]
@@ -57,15 +57,15 @@ def _compile(compiler: List[str], flags: List[str]) -> bytes:
 
 
 def write_library(folder: str) -> Path:
-    """Write the library that gives onnxruntime the operator ``mmcontext::LocalAggregation``.
+    """Write the library with the operator ``mmcontext::LocalAggregation`` for onnxruntime.
 
-    It has the kernels of :func:`mmcontext.ops.local_aggregation` for the CPU, needs neither torch
-    nor Python, and serves onnxruntime 1.17 and newer on machines of this architecture. It is
-    compiled once (two minutes of one core; by ``CXX``, with ``CXXFLAGS``, if the environment names
-    them) and kept where other compiled kernels are.
+    It contains the CPU kernels of :func:`mmcontext.ops.local_aggregation`, needs neither torch
+    nor Python, and works with onnxruntime 1.17 and newer on machines of this architecture. It is
+    compiled once (two minutes on one core; with ``CXX`` and ``CXXFLAGS`` if set in the
+    environment) and cached with the other compiled kernels.
 
     Args:
-        folder: Where to write it, under the name ``mmcontext_onnxruntime.so``.
+        folder: Folder in which ``mmcontext_onnxruntime.so`` is written.
 
     Returns:
         The file.
@@ -81,7 +81,7 @@ def write_library(folder: str) -> Path:
     image = kept(' '.join([*compiler, *flags, content, platform.machine()]),
                  lambda: _compile(compiler, flags))
     path = Path(folder, LIBRARY_NAME)
-    # A program may have the one that lies there loaded.
+    # A program may have loaded the existing one.
     fresh = path.with_suffix(f'.{os.getpid()}')
     fresh.write_bytes(image)
     os.replace(fresh, path)

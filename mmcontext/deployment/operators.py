@@ -1,4 +1,4 @@
-"""What exporters cannot trace, in the operators that ONNX has for it."""
+"""Functions that exporters cannot trace, in terms of ONNX operators."""
 import contextlib
 import sys
 from typing import Iterator, Tuple
@@ -37,7 +37,7 @@ class _NonMaxSuppression(torch.autograd.Function):
 
     @staticmethod
     def symbolic(g, boxes, scores, limit: int, iou_threshold: float):
-        # Scores below zero mark what is no box.
+        # Scores below zero mean that there is no box.
         return g.op('NonMaxSuppression', boxes, scores, _constant(g, limit, torch.int64),
                     _constant(g, iou_threshold, torch.float32),
                     _constant(g, -0.5, torch.float32))
@@ -45,22 +45,22 @@ class _NonMaxSuppression(torch.autograd.Function):
 
 def keep_best(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float, limit: int,
               class_agnostic: bool = False) -> Tuple[Tensor, Tensor]:
-    """mmcv's ``batched_nms`` of every image, cut to the ``limit`` best boxes.
+    """mmcv's ``batched_nms`` for every image, limited to the ``limit`` best boxes.
 
     Args:
         boxes: [B, N, 4], N >= 1.
         scores: [B, N] from 0 to 1; negative where there is no box.
-        groups: Group of every box, [B, N]; boxes of different groups leave each other alone.
-        iou_threshold: Overlap from which on the lower score goes.
-        limit: Boxes of an image at most.
-        class_agnostic: Whether groups have no meaning. Defaults to False.
+        groups: Group of every box, [B, N]; boxes of different groups do not suppress each other.
+        iou_threshold: Overlap above which the box with the lower score is removed.
+        limit: Maximum number of boxes per image.
+        class_agnostic: Whether to ignore the groups. Defaults to False.
 
     Returns:
-        Numbers [B, K] of the boxes in falling order of score, and whether there is a box [B, K].
-        K is the number of boxes in the image that has most, at least 1.
+        Indices [B, K] of the boxes in descending order of score, and whether there is a box
+        [B, K]. K is the largest number of boxes in an image, at least 1.
     """
     if not class_agnostic:
-        # As in mmcv, where every group is moved out of the others' way.
+        # As in mmcv, where the groups are shifted so that they do not overlap.
         highest = torch.where((scores >= 0)[..., None], boxes, 0.).amax(dim=(1, 2))
         shift = groups.to(boxes.dtype) * (highest + 1)[:, None]
         shifted = boxes + shift[..., None]
@@ -77,21 +77,21 @@ def keep_best(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: floa
 
 
 def at_most(limit: int, size: int) -> int:
-    """The smaller of the two, where ``size`` of a tensor may be recorded in a trace."""
+    """The smaller of the two; a tensor's ``size`` may be recorded in a trace."""
     if isinstance(size, Tensor):
         return torch.minimum(size, torch.tensor(limit))
     return min(limit, size)
 
 
 def gather_rows(values: Tensor, index: Tensor) -> Tensor:
-    """Rows [B, K, ...] of values [B, N, ...] by their numbers [B, K]."""
+    """Rows [B, K, ...] of values [B, N, ...] by their indices [B, K]."""
     trailing = values.dim() - 2
     index = index.reshape(index.shape[0], index.shape[1], *(1, ) * trailing)
     return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
 
 
 class _RoIAlign(torch.autograd.Function):
-    """mmcv's operator and ONNX's."""
+    """mmcv's operator, exported as ONNX's."""
 
     @staticmethod
     def forward(ctx, features: Tensor, boxes: Tensor, image: Tensor, size: Tuple[int, int],
@@ -111,13 +111,13 @@ class _RoIAlign(torch.autograd.Function):
 
 
 def roi_align(layer, features: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
-    """mmcv's RoIAlign layer, averages only.
+    """mmcv's RoIAlign layer, only with averages.
 
     Args:
         layer (mmcv.ops.RoIAlign): With its size, scale and sampling.
         features: [B, C, H, W].
         boxes: [R, 4] in pixels of the image.
-        image: Which image of the batch each box is of, int64 [R].
+        image: Index of the image to which each box belongs, int64 [R].
 
     Returns:
         [R, C, *output_size].
@@ -127,7 +127,7 @@ def roi_align(layer, features: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
 
 
 class _LocalAggregation(torch.autograd.Function):
-    """This package's operator, and that of its library for onnxruntime."""
+    """This package's operator, exported as that of its library for onnxruntime."""
 
     @staticmethod
     def forward(ctx, x: Tensor, w: Tensor, geometry: Geometry, channels: int) -> Tensor:
@@ -139,7 +139,7 @@ class _LocalAggregation(torch.autograd.Function):
         kernel_size, stride, padding, dilation, interleaved = geometry
         y = g.op(f'{DOMAIN}::LocalAggregation', x, w, kernel_size_i=kernel_size, stride_i=stride,
                  padding_i=padding, dilation_i=dilation, interleaved_i=int(interleaved))
-        # Left alone, the exporter takes the sizes of the trace for constants.
+        # Otherwise the exporter treats the sizes of the trace as constants.
         return y.setType(x.type().with_sizes([None, channels, None, None]))
 
 
@@ -156,9 +156,9 @@ def _hat_weights(low: Tensor, high: Tensor, length: int, cells: int) -> Tensor:
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """Masks of boxes, laid out over the image bilinearly, as mmdet does on a GPU.
+    """Masks of boxes, pasted into the image bilinearly, as in mmdet on a GPU.
 
-    The interpolation is separable: two matrix products in place of a sampling grid. A box
+    The interpolation is separable: two matrix products instead of a sampling grid. A box
     without area gets an empty mask.
 
     Args:
@@ -184,7 +184,7 @@ def _bin_weights(length: int, bins: int, like: Tensor) -> Tensor:
 
 
 def adaptive_avg_pool2d(x: Tensor, output_size) -> Tensor:
-    """torch's function for inputs of any size, which ONNX has for an output of one cell alone.
+    """torch's function for inputs of any size; ONNX only has it for an output of one cell.
 
     Args:
         x: [..., H, W].
@@ -203,7 +203,7 @@ def adaptive_avg_pool2d(x: Tensor, output_size) -> Tensor:
 
 
 def upsample(self, x: Tensor) -> Tensor:
-    """``forward`` of mmseg's ``Upsample``, whose own makes a constant of the size in a trace."""
+    """``forward`` of mmseg's ``Upsample``, whose own makes the size constant in a trace."""
     size = self.size or [(side * self.scale_factor).long() if isinstance(side, Tensor) else
                          int(side * self.scale_factor) for side in x.shape[-2:]]
     return F.interpolate(x, size, None, self.mode, self.align_corners)
@@ -211,10 +211,10 @@ def upsample(self, x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def exportable(own_operators: bool = False) -> Iterator[None]:
-    """Within it networks run in operators that exporters know, for inputs of every size.
+    """Context in which networks use operators that exporters support, for inputs of any size.
 
     Args:
-        own_operators: Whether the aggregation is one operator, of this package's library for
+        own_operators: Whether the aggregation is one operator, from this package's library for
             onnxruntime. Defaults to False.
     """
     replaced = [(F, 'adaptive_avg_pool2d', adaptive_avg_pool2d)]

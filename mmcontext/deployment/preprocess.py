@@ -1,4 +1,4 @@
-"""What is done to an image before a network sees it, as a part of a graph and as metadata."""
+"""Preprocessing of images, as a part of a graph and as metadata."""
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mmcontext.utils.errors import UserError
 
-# Steps of a test pipeline that leave the image as it is.
+# Steps of a test pipeline that do not change the image.
 _NO_CHANGE = ('LoadImageFromFile', 'LoadAnnotations')
 
 
@@ -16,10 +16,10 @@ class Normalisation(NamedTuple):
     """Settings of a config's ``data_preprocessor``.
 
     Attributes:
-        mean, std: Of every channel in the network's order, in values from 0 to 255.
+        mean, std: Per channel in the network's order, for values from 0 to 255.
         swap_channels: Whether the network's order is the reverse of the image file's BGR.
-        divisor: Height and width are padded at the bottom and the right to multiples of it.
-        pad_value: What they are padded with, after normalisation.
+        divisor: Height and width are padded at the bottom and right to multiples of it.
+        pad_value: Value of the padding, after normalisation.
     """
     mean: Tuple[float, ...] = (0., )
     std: Tuple[float, ...] = (1., )
@@ -35,10 +35,10 @@ class Normalisation(NamedTuple):
 
 
 def normalisation_of(cfg: Config) -> Normalisation:
-    """What the ``data_preprocessor`` of a config does with images at test time.
+    """The processing of images by a config's ``data_preprocessor`` at test time.
 
     Raises:
-        UserError: It does what a graph cannot follow.
+        UserError: It cannot be expressed as a graph.
     """
     settings = dict(cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {})
     if settings.get('test_cfg'):
@@ -54,12 +54,12 @@ def normalisation_of(cfg: Config) -> Normalisation:
 
 
 class Preprocess(nn.Module):
-    """Images as OpenCV reads them to what a network takes.
+    """From images as OpenCV reads them to the inputs of a network.
 
     Args:
-        settings: See there.
+        settings: See :class:`Normalisation`.
 
-    Shape: uint8 [B, H, W, 3], BGR, to float [B, 3, H', W'], padded at the bottom and the right.
+    Shape: uint8 [B, H, W, 3], BGR, to float [B, 3, H', W'], padded at the bottom and right.
     """
 
     def __init__(self, settings: Normalisation) -> None:
@@ -69,7 +69,7 @@ class Preprocess(nn.Module):
         self.register_buffer('std', torch.tensor(settings.std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        # mmcv's RoIAlign on a CPU reads channels-last features wrongly.
+        # mmcv's RoIAlign on a CPU reads channels-last features incorrectly.
         x = images.permute(0, 3, 1, 2).to(self.mean.dtype).contiguous()
         if self.settings.swap_channels:
             x = x.flip(1)
@@ -85,7 +85,7 @@ def _pair(size) -> List[int]:
 
 
 def _resizing(step: dict) -> Optional[dict]:
-    """A step of a pipeline in the metadata's words: sizes are [width, height]."""
+    """A step of a pipeline in the metadata's terms: sizes are [width, height]."""
     kind = step['type'].rpartition('.')[2]
     if kind in _NO_CHANGE or kind.startswith('Pack'):
         return None
@@ -109,13 +109,13 @@ def test_dataset(cfg: Config) -> dict:
 
 
 def resizing_of(cfg: Config) -> List[dict]:
-    """How the test pipeline of a config sizes images, for the metadata."""
+    """How the test pipeline of a config resizes images, for the metadata."""
     steps = map(_resizing, test_dataset(cfg).get('pipeline') or ())
     return [step for step in steps if step is not None]
 
 
 def input_size(resizing: Sequence[dict]) -> Optional[Tuple[int, int]]:
-    """Height and width that the last step leaves, at most; None where none tells."""
+    """Maximum height and width after the last step; None if no step specifies them."""
     for step in reversed(resizing):
         if step['type'] in ('resize', 'center_crop'):
             return step['size'][1], step['size'][0]

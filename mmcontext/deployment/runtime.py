@@ -1,4 +1,4 @@
-"""Exported graphs in onnxruntime, alone and in the place of a config's network."""
+"""Exported graphs in onnxruntime, alone and instead of a config's network."""
 import json
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
@@ -14,19 +14,19 @@ from mmcontext.utils.errors import UserError, first_line
 
 
 class OnnxGraph:
-    """A file that ``export`` wrote, in onnxruntime on the CPU.
+    """A file written by ``export``, in onnxruntime on the CPU.
 
     Args:
         path: The file.
-        library: The library of ``onnxruntime_library.write_library``, which a file with this
-            package's own operators needs; None for others.
+        library: The library written by ``onnxruntime_library.write_library``, needed for a file
+            with this package's own operators; None for others.
 
     Attributes:
-        metadata (dict): What it tells about itself.
+        metadata (dict): Metadata of the file.
 
     Raises:
-        UserError: onnxruntime is missing, the file is none of ``export``, or it does not take an
-            input that it is called with.
+        UserError: onnxruntime is missing, the file was not written by ``export``, or it does not
+            accept an input.
     """
 
     def __init__(self, path: str, library: Optional[str] = None) -> None:
@@ -36,15 +36,15 @@ class OnnxGraph:
             raise UserError('this needs onnxruntime: pip install onnxruntime') from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        # It warns of empty results of a detector, and of what is raised as well.
+        # It warns about a detector's empty results, and about errors that are raised anyway.
         options.log_severity_level = 4
         try:
             if library:
-                # (A bare name is looked for where the system has its libraries.)
+                # (A bare name is searched for among the system's libraries.)
                 options.register_custom_ops_library(str(Path(library).resolve()))
             self._session = onnxruntime.InferenceSession(
                 path, options, providers=['CPUExecutionProvider'])
-        except Exception as error:  # onnxruntime has no common base of its own
+        except Exception as error:  # onnxruntime's errors have no common base class
             hint = '' if library else ' (a file with own operators needs --library)'
             raise UserError(f'{path} cannot be loaded by onnxruntime{hint}: '
                             f'{first_line(error)}') from error
@@ -78,7 +78,7 @@ _SWAPS = ('to_rgb', 'bgr_to_rgb', 'rgb_to_bgr')
 
 
 def leave_images_raw(cfg: Config) -> None:
-    """Switch off what a config's ``data_preprocessor`` does to images but batching them.
+    """Switch off everything a config's ``data_preprocessor`` does to images except batching.
 
     Args:
         cfg: Changed in place.
@@ -93,11 +93,11 @@ def leave_images_raw(cfg: Config) -> None:
 
 
 def serve(model: nn.Module, graph: OnnxGraph) -> nn.Module:
-    """Let a graph do the work of a config's network; what stands around it stays.
+    """Replace a config's network by a graph; the rest of the model is unchanged.
 
     Args:
         model: The config's model; changed in place. Its weights do not matter.
-        graph: The graph, of the same config. If it takes raw images, so must the model, see
+        graph: The graph, of the same config. If it takes raw images, the model must too, see
             :func:`leave_images_raw`.
 
     Returns:
@@ -132,11 +132,11 @@ def _logits(outputs: Dict[str, np.ndarray], channels: int) -> Tensor:
 
 
 def _found(graph: OnnxGraph, images: Tensor, samples: list, raw: bool, prepared) -> list:
-    """Outputs of the graph with the samples that they are of."""
+    """Outputs of the graph with their samples."""
     if not raw:
         sizes = torch.tensor([sample.img_shape[:2] for sample in samples])
         return [(graph(images, sizes), samples)]
-    # Raw images carry no padding.
+    # Raw images have no padding.
     results = []
     for image, sample in zip(images, samples):
         height, width = sample.img_shape[:2]
@@ -145,16 +145,16 @@ def _found(graph: OnnxGraph, images: Tensor, samples: list, raw: bool, prepared)
 
 
 def instances(found: Dict[str, np.ndarray], samples: Sequence, metadata: dict) -> List:
-    """A detector's outputs as mmdet has them, in the original images' pixels.
+    """A detector's outputs in mmdet's form, in pixels of the original images.
 
     Args:
         found: Outputs of the graph for a batch.
         samples: The batch's data samples, with ``scale_factor``, ``ori_shape`` and ``img_shape``.
-        metadata: Of the graph.
+        metadata: Metadata of the graph.
 
     Returns:
         An ``InstanceData`` for every image. Masks of the image's size are resized to the
-        original one; masks of boxes are laid out there, as mmdet does.
+        original one; masks of boxes are pasted there, as in mmdet.
     """
     from mmengine.structures import InstanceData
     results = []

@@ -1,22 +1,22 @@
-"""Makes an export of untrained weights worth comparing."""
+"""Makes exports of untrained weights worth comparing."""
 from typing import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-# Deviation and mean that the outputs of a detector's last layers get. Untrained ones are so alike
-# that the order of their scores is that of the rounding errors.
+# Standard deviation and mean given to the outputs of a detector's last layers. Untrained ones are
+# so similar that rounding errors decide the order of their scores.
 _OUTPUTS = dict(rpn_cls=(2., 0.), rpn_reg=(0.3, 0.), retina_cls=(1.5, 0.), retina_reg=(0.3, 0.),
                 fc_cls=(1., 0.), fc_reg=(1., 0.), conv_logits=(1., 2.))
-# Weight of the last norm of a branch that was initialised to zero.
+# New weight of the last norm of a branch, if it was initialised to zero.
 _BRANCH = 0.05
-# Pairs of region and class that pass; more would leave the choice to the limit of a detector.
+# Pairs of region and class that pass; with more, the detector's limit would make the choice.
 _CANDIDATES, _PASSES, _STEP = 40, 0.05, 0.25
 
 
 def _thin_out(name: str, layer: nn.Module, output: Tensor) -> None:
-    """Lower the scores until few pass: by the background of a softmax, or by all sigmoids."""
+    """Lower the scores until few pass: via a softmax's background, or all sigmoids."""
     output = output.clone()
     if name == 'fc_cls':
         while (output.softmax(1)[:, :-1] > _PASSES).sum() > _CANDIDATES:
@@ -29,10 +29,10 @@ def _thin_out(name: str, layer: nn.Module, output: Tensor) -> None:
 
 
 def _rescale(name: str, layer: nn.Module, stages: int) -> None:
-    """At its next call the layer's weights are changed, once.
+    """Change the layer's weights at its next call, once.
 
-    The logits of several stages are averaged, which takes the root of their number off what
-    differs between them.
+    The logits of several stages are averaged, which divides their spread by the square root of
+    the number of stages.
     """
     deviation, bias = _OUTPUTS[name]
     spread = stages**0.5
@@ -51,11 +51,11 @@ def _rescale(name: str, layer: nn.Module, stages: int) -> None:
 
 @torch.no_grad()
 def make_decided(model: nn.Module, run: Callable[[], object]) -> None:
-    """Give untrained weights outputs that differ by more than rounding.
+    """Change untrained weights so that outputs differ by more than rounding errors.
 
-    Norms take the statistics of what is run, as after training, so that no activation explodes;
-    residual branches that start at zero get a share in the sum; the last layers of a detector are
-    scaled to the spread of a trained one's.
+    Norms take the statistics of the run, as after training, so that no activation explodes;
+    residual branches that start at zero contribute to the sum; the last layers of a detector are
+    scaled to the spread of a trained one.
 
     Args:
         model: Changed in place; left in eval mode.

@@ -17,12 +17,12 @@ class ContextModule(nn.Module):
 
     It is to a context operator what mmcv's ``ConvModule`` is to a convolution, and its
     parts have the same names (``conv``, ``bn`` or the like, ``activate``). The operator is
-    built from ``context_cfg`` with its own defaults for whatever is not written there
+    built from ``context_cfg`` with its own defaults for everything not given there
     (kernel size, padding, inner norm), whereas ``conv_cfg`` of ``ConvModule`` would impose
     the caller's kernel size.
 
-    A batch of zero elements (no region of interest in an image) passes without touching the
-    statistics of batch norms.
+    An empty batch (no region of interest in an image) does not change the statistics of batch
+    norms.
 
     Args:
         in_channels (int): channels of the input.
@@ -80,10 +80,10 @@ class ContextModule(nn.Module):
         return run_together(x, self.conv, self.norm, self.activate)
 
     def _forward_empty(self, x: Tensor) -> Tensor:
-        # A batch norm fed nothing would turn its running statistics into NaN. One blank
-        # sample in eval mode keeps them, and keeps every parameter in the graph (with zero
+        # An empty batch would turn a batch norm's running statistics into NaN. One blank
+        # sample in eval mode preserves them, and keeps every parameter in the graph (with zero
         # gradient), which DistributedDataParallel needs. SyncBatchNorm handles an empty
-        # rank itself and must still meet the other ranks, so it stays in training mode.
+        # rank itself and must still synchronise with the others, so it stays in training mode.
         norms = [m for m in self.modules() if isinstance(m, _BatchNorm) and m.training]
         if any(isinstance(m, nn.SyncBatchNorm) for m in norms):
             return self._forward(x)

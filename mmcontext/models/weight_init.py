@@ -1,4 +1,4 @@
-"""Initialisation that mmengine has not: biases as torch's own layers draw them."""
+"""Initialisation missing in mmengine: biases as drawn by torch's own layers."""
 import math
 
 from mmengine.model.weight_init import KaimingInit
@@ -9,10 +9,10 @@ from mmcontext.registry import WEIGHT_INITIALIZERS
 
 @WEIGHT_INITIALIZERS.register_module()
 class KaimingTorchBias(KaimingInit):
-    """mmengine's ``Kaiming`` with biases uniform in +-1 / sqrt(fan_in) in place of a constant.
+    """mmengine's ``Kaiming`` with biases uniform in +-1 / sqrt(fan_in) instead of constant.
 
-    What a network gets whose code initialises the weights of its convolutions and leaves their
-    biases to torch.
+    This equals the initialisation of networks whose code initialises the weights of their
+    convolutions and leaves the biases to torch.
 
     Args:
         layer (str | list[str]): Classes of the layers, subclasses included.

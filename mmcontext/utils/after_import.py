@@ -1,4 +1,4 @@
-"""What is done once another package has been imported, without importing it."""
+"""Callbacks for when another package has been imported, without importing it."""
 import importlib.abc
 import importlib.util
 import sys
@@ -9,7 +9,7 @@ Callback = Callable[[ModuleType], None]
 
 
 class _Loader(importlib.abc.Loader):
-    """A module's own loader, and the callbacks that follow it."""
+    """A module's own loader, followed by the callbacks."""
 
     def __init__(self, loader: importlib.abc.Loader, callbacks: List[Callback]) -> None:
         self._loader = loader
@@ -23,14 +23,14 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        # As if nothing had stood between.
+        # As if there had been no wrapper.
         module.__loader__ = module.__spec__.loader = self._loader
         for callback in self._callbacks:
             callback(module)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules that somebody waits for, by asking the other finders."""
+    """Finds the modules with callbacks, by asking the other finders."""
 
     def __init__(self) -> None:
         self.waiting: Dict[str, List[Callback]] = {}
@@ -51,7 +51,7 @@ _FINDER = _Finder()
 
 
 def after_import(name: str, callback: Callback) -> None:
-    """Call a function with a module as soon as it has been imported; now, if it has been.
+    """Call a function with a module as soon as it is imported; immediately if it already is.
 
     Args:
         name: Full name of the module.

@@ -1,9 +1,9 @@
 """Loading checkpoints without running code, and finding the one to resume from.
 
 mmengine stores its log buffers and numpy scalars in a checkpoint. ``torch.load`` with
-``weights_only=True`` (the default from torch 2.6 on) knows neither and refuses such files.
-Here these few types are made known, so that training can be resumed and tested while every
-other pickle that would run code stays refused.
+``weights_only=True`` (the default since torch 2.6) does not know them and refuses such files.
+This module allows these few types, so that training can be resumed and tested while every
+other pickle that would run code is still refused.
 """
 import argparse
 import codecs
@@ -22,7 +22,7 @@ import torch
 from .errors import CheckpointError
 from .safetensors import SAFETENSORS, load_safetensors
 
-# Keys that an error names.
+# Maximum number of keys listed in an error.
 _LISTED = 5
 _STATISTICS = ('min', 'max', 'current', 'mean')
 
@@ -31,8 +31,8 @@ def _history_buffer_getattr(obj: Any, name: str) -> Callable:
     """Stand-in for ``getattr`` in checkpoints.
 
     mmengine's HistoryBuffer pickles its statistics as ``getattr(HistoryBuffer, 'min')``. The
-    real ``getattr`` would open every attribute of every class, so this answers for these
-    four alone.
+    real ``getattr`` would give access to every attribute of every class, so this one supports
+    only these four.
     """
     from mmengine.logging import HistoryBuffer
     if obj is HistoryBuffer and name in _STATISTICS:
@@ -42,10 +42,10 @@ def _history_buffer_getattr(obj: Any, name: str) -> Callable:
 
 
 def safe_globals() -> Dict[str, Any]:
-    """What checkpoints of mmengine and timm need besides tensors: pickled name -> object.
+    """The types needed by checkpoints of mmengine and timm besides tensors: name -> object.
 
-    numpy's names are given as numpy 1 and as numpy 2 write them, and the built-in module as
-    Python 2 pickles (protocol 2, torch's default) and as Python 3 name it.
+    numpy's names are given as written by numpy 1 and by numpy 2, and the built-in module as
+    named in Python 2 pickles (protocol 2, torch's default) and in Python 3.
     """
     import numpy as np
     from mmengine.logging import HistoryBuffer
@@ -72,9 +72,8 @@ def safe_globals() -> Dict[str, Any]:
 def register_safe_globals() -> bool:
     """Let ``torch.load(weights_only=True)`` read mmengine's checkpoints.
 
-    Called when mmcontext is imported. torch < 2.5 has no list of safe globals that could be
-    extended by these; there its restricted unpickler is replaced by
-    :class:`_RestrictedUnpickler`.
+    Called when mmcontext is imported. torch < 2.5 has no extensible list of safe globals;
+    instead, its restricted unpickler is replaced by :class:`_RestrictedUnpickler`.
 
     Returns:
         bool: False without mmengine, whose checkpoints need it.
@@ -91,7 +90,7 @@ def register_safe_globals() -> bool:
 
 
 class _RestrictedUnpickler(pickle._Unpickler):
-    """weights_only unpickler for torch < 2.5, whose own accepts no further types."""
+    """weights_only unpickler for torch < 2.5, whose own accepts no additional types."""
 
     def _allowed(self) -> Dict[str, Any]:
         known = torch._weights_only_unpickler._get_allowed_globals()
@@ -105,7 +104,7 @@ class _RestrictedUnpickler(pickle._Unpickler):
         raise pickle.UnpicklingError(f'Unsupported class GLOBAL {module}.{name}')
 
     def load_build(self) -> None:
-        # State is set on instances of the known types only, never on a class or a function.
+        # State is set only on instances of the known types, never on a class or a function.
         kinds = {torch.Tensor, torch.nn.Parameter, OrderedDict}
         kinds.update(obj for obj in safe_globals().values() if isinstance(obj, type))
         if type(self.stack[-2]) not in kinds:
@@ -117,7 +116,7 @@ class _RestrictedUnpickler(pickle._Unpickler):
 
 
 def restricted_pickle_module() -> types.SimpleNamespace:
-    """What ``torch.load`` of torch < 2.5 takes in place of its own weights_only unpickler."""
+    """Replacement for the weights_only unpickler in ``torch.load`` of torch < 2.5."""
     def load(file, *, encoding: str = 'ASCII', **_) -> Any:
         return _RestrictedUnpickler(file, encoding=encoding).load()
 
@@ -135,8 +134,7 @@ def load_checkpoint_file(filename: str, map_location=None) -> dict:
         dict: the checkpoint.
 
     Raises:
-        CheckpointError: where the file is missing, truncated, no checkpoint, or would run
-            code.
+        CheckpointError: the file is missing, truncated, not a checkpoint, or would run code.
     """
     path = osp.expanduser(filename)
     if not osp.isfile(path):
@@ -149,7 +147,7 @@ def load_checkpoint_file(filename: str, map_location=None) -> dict:
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch has one type for what it refuses and for damage, and no field for the name.
+        # torch has one exception for refused types and for damage, without a field for the name.
         refused = re.search(r'GLOBAL (\S+)', str(error))
         if refused:
             raise CheckpointError(
@@ -157,7 +155,7 @@ def load_checkpoint_file(filename: str, map_location=None) -> dict:
                 'run code, and only weights and training state are loaded') from error
         raise CheckpointError(_damage(path, filename)) from error
     except Exception as error:
-        # Damaged bytes come up as nearly any error.
+        # Damaged files can raise nearly any error.
         if isinstance(error, MemoryError) or _reads_on_cpu(path):
             raise
         raise CheckpointError(_damage(path, filename)) from error
@@ -169,7 +167,7 @@ def load_checkpoint_file(filename: str, map_location=None) -> dict:
 
 
 def _reads_on_cpu(path: str) -> bool:
-    """Whether a file is whole, so that the device is to blame: not there, or full."""
+    """Whether a file is intact, so that the device is to blame: missing, or out of memory."""
     try:
         torch.load(path, map_location='cpu', weights_only=True)
     except Exception:
@@ -187,7 +185,7 @@ def _damage(path: str, filename: str) -> str:
 
 
 def misfit(state: Dict[str, torch.Tensor], wanted: Dict[str, torch.Tensor]) -> str:
-    """What keeps weights from loading strictly, told in a few words.
+    """A short description of what prevents weights from loading strictly.
 
     Args:
         state (dict): the weights.
@@ -195,7 +193,7 @@ def misfit(state: Dict[str, torch.Tensor], wanted: Dict[str, torch.Tensor]) -> s
 
     Returns:
         str: how many entries are missing, unknown or of another shape, with the first of them;
-        empty where they fit.
+        empty if they fit.
     """
     kinds = {
         'missing': [key for key in wanted if key not in state],
@@ -208,7 +206,7 @@ def misfit(state: Dict[str, torch.Tensor], wanted: Dict[str, torch.Tensor]) -> s
 
 
 def load_from_local(filename: str, map_location=None) -> dict:
-    """mmengine's local backend, through :func:`load_checkpoint_file`."""
+    """mmengine's local backend, using :func:`load_checkpoint_file`."""
     return load_checkpoint_file(filename, map_location)
 
 
@@ -216,18 +214,18 @@ def enforce_weights_only() -> None:
     """Make every checkpoint of this process load with ``weights_only=True``.
 
     For the command-line tools: files, downloads and model-zoo names are all covered, on every
-    torch from 2.1 on, and a bad file ends in one sentence (:class:`CheckpointError`).
+    torch since 2.1, and a bad file gives a one-sentence error (:class:`CheckpointError`).
     """
     from mmengine.runner import CheckpointLoader
     register_safe_globals()
-    # torch refuses to have both set; the unsafe one loses.
+    # torch does not allow both to be set; the unsafe one is removed.
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     CheckpointLoader.register_scheme('', loader=load_from_local, force=True)
 
 
 def _recorded_checkpoint(work_dir: str) -> Optional[str]:
-    """What ``work_dir/last_checkpoint`` names, also when the folder was moved since."""
+    """The file named by ``work_dir/last_checkpoint``, even if the folder has been moved."""
     record = osp.join(work_dir, 'last_checkpoint')
     if not osp.isfile(record):
         return None
@@ -240,7 +238,7 @@ def _recorded_checkpoint(work_dir: str) -> Optional[str]:
 
 
 def _later_than_recorded(path: str, recorded: str, work_dir: str) -> bool:
-    """Whether a checkpoint was written after the recorded one, and its record was not."""
+    """Whether a checkpoint was written after the recorded one, but not recorded itself."""
     kind, count = osp.splitext(osp.basename(path))[0].split('_')
     match = re.fullmatch(rf'{kind}_(\d+)\.pth', osp.basename(recorded))
     return (match is not None and int(count) > int(match.group(1))
@@ -249,21 +247,21 @@ def _later_than_recorded(path: str, recorded: str, work_dir: str) -> bool:
 
 def find_resumable_checkpoint(work_dir: str,
                               logger: Optional[logging.Logger] = None) -> Optional[str]:
-    """The newest checkpoint of a run that loads.
+    """The newest checkpoint of a run that can be loaded.
 
     A run that died while writing can leave a truncated newest file, a complete one that
     ``last_checkpoint`` does not name yet, or an empty ``last_checkpoint``. Files of an
-    earlier run in the same folder are not taken for newer ones.
+    earlier run in the same folder are not mistaken for newer ones.
 
     Args:
         work_dir (str): folder of the run.
-        logger (logging.Logger, optional): told of every file that is passed over.
+        logger (logging.Logger, optional): logs every file that is skipped.
 
     Returns:
-        str or None: None where the folder holds no checkpoint at all.
+        str or None: None if the folder has no checkpoints.
 
     Raises:
-        CheckpointError: where there are checkpoints and none can be loaded.
+        CheckpointError: there are checkpoints but none can be loaded.
     """
     recorded = _recorded_checkpoint(work_dir)
     found: List[str] = [path for path in glob(osp.join(escape(work_dir), '*.pth'))

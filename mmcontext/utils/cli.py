@@ -1,4 +1,4 @@
-"""What tools/train.py and tools/test.py share."""
+"""Code shared by tools/train.py and tools/test.py."""
 import argparse
 import difflib
 import errno
@@ -24,17 +24,17 @@ _SCOPE_PACKAGES = {
     'mmseg': 'mmsegmentation',
 }
 
-# Configs of this package by their name in a `_base_`, and their folder in a clone or a wheel.
+# Prefix of this package's configs in a `_base_`; their folder is in a clone or a wheel.
 _OWN = 'mmcontext::'
 _CONFIGS = osp.join(osp.dirname(osp.dirname(osp.abspath(__file__))), '.mim', 'configs')
 
-# A full, read-only or forbidden place to write to: the message of the system says it.
+# The place to write to is full, read-only or forbidden: the system's message says so.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
                 errno.ENOTDIR, errno.EEXIST)
 
 
 class _KeyValues(DictAction):
-    """mmengine's KEY=VALUE arguments; one without = is a wrong use of the command line."""
+    """mmengine's KEY=VALUE arguments; one without = is a usage error."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         try:
@@ -52,7 +52,7 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that training and testing have in common in all mm libraries."""
+    """Add the options that training and testing share in all mm libraries."""
     parser.add_argument(
         '--work-dir', help='folder for logs and checkpoints (default: ./work_dirs/CONFIG_NAME)')
     add_cfg_options(parser)
@@ -66,8 +66,8 @@ def load_config(args: argparse.Namespace) -> Config:
     """Read the config named on the command line and merge the common options into it.
 
     Raises:
-        UserError: where the config is missing, cannot be read, or needs a library that is not
-            installed, or where an option does not fit it.
+        UserError: the config is missing, cannot be read, or needs a library that is not
+            installed, or an option does not fit it.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if args.config.startswith(_OWN):
@@ -97,7 +97,7 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def _unknown_config(path: str) -> str:
-    # In a clone as its path, elsewhere as the package has it.
+    # As a path in a clone, as a name of the package elsewhere.
     known = glob('configs/*/*.py') or [
         _OWN + osp.relpath(name, _CONFIGS).replace(osp.sep, '/')
         for name in glob(osp.join(_CONFIGS, '*', '*.py'))]
@@ -121,7 +121,7 @@ def _require_scope(cfg: Config, path: str) -> None:
 
 
 def run(main: Callable[[], None]) -> int:
-    """Run a tool; what the user did wrong, or the disk, becomes one sentence.
+    """Run a tool; mistakes by the user and disk errors are reported in one sentence.
 
     Args:
         main (callable): the tool's work.
@@ -138,8 +138,8 @@ def run(main: Callable[[], None]) -> int:
         return 128 + signal.SIGINT
     except Exception as error:
         if int(os.environ.get('RANK', 0)) > 0:
-            # The first process to end makes the launcher stop the others: let that be the
-            # one that speaks for all.
+            # The first process to end makes the launcher stop the others: this should be the
+            # one that reports the error.
             time.sleep(10)
         message = str(error)
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:

@@ -1,7 +1,7 @@
-"""What runs here and what does not: ``python -m mmcontext.utils.collect_env``.
+"""What works here and what does not: ``python -m mmcontext.utils.collect_env``.
 
-Versions are those of what is imported, and name the distribution where it is not the usual one;
-of every backend of the aggregation it is said whether it serves, or why not.
+Versions are those of the imported modules, with the distribution if it is not the usual one; for
+every backend of the aggregation it says whether it can be used, or why not.
 """
 import importlib
 import platform
@@ -24,14 +24,14 @@ _PACKAGES = {
 
 
 def _package(module: str, usual: str) -> str:
-    """Version of a package by importing it, and its distribution if that is not the usual one."""
+    """Version of a package, by importing it, and its distribution if it is not the usual one."""
     if folder_of(module) is None:
         return 'not installed'
     sources = distributions(module)
     source = '' if usual in sources else f' ({", ".join(sources) or "no distribution"})'
     try:
         version = getattr(importlib.import_module(module), '__version__', 'unknown version')
-    except Exception as error:  # whatever a broken installation raises
+    except Exception as error:  # a broken installation may raise anything
         return f'cannot be imported{source}: {type(error).__name__}: {error}'
     return f'{version}{source}'
 
@@ -45,7 +45,7 @@ def _mmcv_operators() -> str:
 
 
 def _backends(device: str) -> Iterator[str]:
-    """One line for each backend of the aggregation: that it serves a device, or why not."""
+    """One line for each backend of the aggregation: that it supports a device, or why not."""
     x = torch.zeros(1, 16, 8, 8, device=device)
     w = torch.zeros(1, 1, 9, 8, 8, device=device)
     answer = explain(x, w, 3, padding=1)
@@ -55,7 +55,7 @@ def _backends(device: str) -> Iterator[str]:
 
 
 def collect_env() -> Dict[str, str]:
-    """Subject -> what is to be said about it."""
+    """Subject -> description."""
     found = {
         'mmcontext': f'{mmcontext.__version__} in {mmcontext.__path__[0]} '
                      f'({", ".join(distributions("mmcontext")) or f"no {DISTRIBUTION}"})',

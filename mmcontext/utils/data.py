@@ -1,4 +1,4 @@
-"""Say in one sentence which data folder or file is missing."""
+"""One-sentence errors about missing data folders and files."""
 import json
 import os
 import os.path as osp
@@ -20,7 +20,7 @@ def _join(root: Any, path: str) -> str:
 
 
 def _dataset_cfgs(cfg: Any) -> Iterator[dict]:
-    """The innermost dataset configs below ``cfg``, out of any wrappers."""
+    """The innermost dataset configs in ``cfg``, without wrappers."""
     if isinstance(cfg, (list, tuple)):
         for item in cfg:
             yield from _dataset_cfgs(item)
@@ -39,17 +39,16 @@ def _is_empty(path: str) -> bool:
 
 
 def missing_data(dataset_cfg: dict) -> Optional[str]:
-    """What is not there of the data that a dataset config names.
+    """What is missing of the data that a dataset config names.
 
-    Meant for explaining why a dataset could not be built: some datasets need less than their
-    config names.
+    For explaining why a dataset could not be built: some datasets need less than their config
+    names.
 
     Args:
         dataset_cfg (dict): config of a dataset, wrapped or not.
 
     Returns:
-        str or None: one sentence, or None where every local path exists and no folder is
-        empty.
+        str or None: one sentence, or None if every local path exists and no folder is empty.
     """
     for cfg in _dataset_cfgs(dataset_cfg):
         name, root = cfg.get('type', 'dataset'), cfg.get('data_root')
@@ -73,14 +72,14 @@ def missing_data(dataset_cfg: dict) -> Optional[str]:
 
 
 def explain(dataset_cfg: dict, error: Exception) -> Optional[DataError]:
-    """The mistake in the data that made building a dataset fail.
+    """The mistake in the data that caused building a dataset to fail.
 
     Args:
         dataset_cfg (dict): config of the dataset, wrapped or not.
-        error (Exception): what its constructor raised.
+        error (Exception): raised by its constructor.
 
     Returns:
-        DataError or None: None where the data is not to blame.
+        DataError or None: None if the data is not to blame.
     """
     missing = missing_data(dataset_cfg)
     if missing is not None:
@@ -102,7 +101,7 @@ def explain(dataset_cfg: dict, error: Exception) -> Optional[DataError]:
 
 
 def _holds_no_samples(cfg: dict) -> bool:
-    """Whether a dataset can be built but for the packing of its samples, of which it has none."""
+    """Whether building a dataset fails only in serialising its samples, because it has none."""
     try:
         return len(DATASETS.build({**cfg, 'serialize_data': False})) == 0
     except Exception:  # Whatever a dataset may raise, it has been raised and is handled above.
@@ -110,7 +109,7 @@ def _holds_no_samples(cfg: dict) -> bool:
 
 
 def _scans_folders(cfg: dict) -> bool:
-    """Whether a dataset is mmpretrain's of folders, whose one RuntimeError is of empty ones."""
+    """Whether a dataset is mmpretrain's for folders, whose only RuntimeError is for empty ones."""
     kind = cfg.get('type')
     kind = DATASETS.get(kind) if isinstance(kind, str) else kind
     return any(base.__module__ == 'mmpretrain.datasets.custom'
@@ -118,7 +117,7 @@ def _scans_folders(cfg: dict) -> bool:
 
 
 def _reads_elsewhere(dataset: Any) -> bool:
-    """Whether images come from another storage than the local disk."""
+    """Whether images come from a storage other than the local disk."""
     for step in getattr(getattr(dataset, 'pipeline', None), 'transforms', []):
         for key in ('backend_args', 'file_client_args'):
             args = getattr(step, key, None) or {}
@@ -128,16 +127,16 @@ def _reads_elsewhere(dataset: Any) -> bool:
 
 
 def inner_datasets(dataset: Any) -> list:
-    """The datasets that a wrapper holds; none where the dataset is no wrapper."""
+    """The datasets in a wrapper; none if the dataset is not a wrapper."""
     return getattr(dataset, 'datasets', None) or (
         [dataset.dataset] if hasattr(dataset, 'dataset') else [])
 
 
 def check_dataset(dataset: Any) -> None:
-    """Check that a built dataset holds samples and that its first image is there.
+    """Check that a built dataset has samples and that its first image exists.
 
     Raises:
-        DataError: where it does not.
+        DataError: one of these does not hold.
     """
     inner = inner_datasets(dataset)
     for item in inner:

@@ -1,4 +1,4 @@
-"""Several processes, above all on a machine without an accelerator."""
+"""Several processes, mainly on a machine without an accelerator."""
 import ctypes
 import datetime
 import gc
@@ -18,7 +18,7 @@ def on_cpu() -> bool:
 
 
 def unwrapped_model(runner) -> nn.Module:
-    """The model of a runner without what several processes wrap it in.
+    """The model of a runner without the wrapper for several processes.
 
     Args:
         runner (Runner): mmengine's or a subclass.
@@ -28,11 +28,11 @@ def unwrapped_model(runner) -> nn.Module:
 
 
 def init_cpu_process_group(launcher: str, timeout: float = 1800) -> None:
-    """Start the gloo process group that mmengine would refuse to start without a GPU.
+    """Start a gloo process group, which mmengine refuses to do without a GPU.
 
     Args:
         launcher (str): 'pytorch', 'slurm' or 'mpi', as in mmengine.
-        timeout (float): seconds a process waits for the others. Defaults to 1800.
+        timeout (float): seconds to wait for the other processes. Defaults to 1800.
     """
     env = os.environ
     if launcher == 'slurm':
@@ -56,8 +56,8 @@ def init_cpu_process_group(launcher: str, timeout: float = 1800) -> None:
 def die_with_launcher() -> None:
     """End this process when the launcher that started it is gone (Linux).
 
-    The processes of a launcher that was killed with -9 would go on training, and write into the
-    folder of the run that is resumed in their place.
+    Otherwise the processes of a launcher killed with -9 would continue training, and write into
+    the folder of the resumed run.
     """
     if 'TORCHELASTIC_RUN_ID' not in os.environ or not sys.platform.startswith('linux'):
         return
@@ -66,11 +66,11 @@ def die_with_launcher() -> None:
 
 
 def leave_process_group() -> None:
-    """End this process's part in the process group, if it has one.
+    """Leave the process group, if there is one.
 
-    Gloo's threads may still hold tensors of the last collective. Left to the end of the
-    interpreter they kill the process there ("terminate called without an active exception"), now
-    and then, after all its work is done. They are joined once nobody refers to the group.
+    Gloo's threads may still hold tensors of the last collective. If they live until the
+    interpreter exits they sometimes kill the process there ("terminate called without an active
+    exception"), after all its work is done. They are joined once the group is not referenced.
     """
     if dist.is_available() and dist.is_initialized():
         gc.collect()

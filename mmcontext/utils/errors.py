@@ -2,7 +2,7 @@
 
 
 class UserError(RuntimeError):
-    """A mistake in what the user gave, told in one sentence.
+    """A mistake in the user's input, described in one sentence.
 
     The tools print the message without a traceback and exit with status 1.
     """
@@ -17,5 +17,5 @@ class DataError(UserError):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, which may be followed by a listing."""
+    """The first line of an error's message, without a listing that may follow."""
     return str(error).strip().partition('\n')[0].strip('"')

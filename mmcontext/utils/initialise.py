@@ -4,7 +4,7 @@ from torch import nn
 
 
 def initialise(module: nn.Module) -> nn.Module:
-    """Run ``init_weights`` of a module in silence; on the meta device, nothing.
+    """Run ``init_weights`` of a module without logging; on the meta device, do nothing.
 
     Args:
         module: A ``BaseModule``.

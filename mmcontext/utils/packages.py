@@ -1,4 +1,4 @@
-"""What is installed, by import: a fork of another name serves like the original."""
+"""What is installed, determined by import, so that a fork with another name counts too."""
 import importlib.util
 import os.path as osp
 import sys
@@ -8,18 +8,18 @@ from typing import List, Optional
 
 from mmcontext.version import __version__
 
-# This project's name on the package index, and what another one's has for a name there.
+# This project's name on the package index, where another project has the name mmcontext.
 DISTRIBUTION = 'mmcontext-vision'
 OTHER_PROJECT = 'mmcontext'
 
 
 def distributions(module: str) -> List[str]:
-    """Names of the installed distributions that bring a module: mmcv-lite, onedl-mmcv, ..."""
+    """Names of the installed distributions that provide a module: mmcv-lite, onedl-mmcv, ..."""
     return sorted(set(metadata.packages_distributions().get(module, [])))
 
 
 def folder_of(module: str) -> Optional[str]:
-    """The folder of a package, without importing it; None where there is none."""
+    """The folder of a package, without importing it; None if there is none."""
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
@@ -28,9 +28,9 @@ def folder_of(module: str) -> Optional[str]:
 
 
 def warn_of_other_project() -> None:
-    """Say so where the other project that is called mmcontext is installed too.
+    """Warn if the other project called mmcontext is installed too.
 
-    Both own the folder ``mmcontext``, so that each of them writes over files of the other.
+    Both have the folder ``mmcontext``, so each of them overwrites files of the other.
     """
     try:
         other = metadata.distribution(OTHER_PROJECT)
@@ -45,11 +45,11 @@ def warn_of_other_project() -> None:
 
 
 def register_config_scopes() -> None:
-    """Let ``_base_ = 'mmcontext::...'`` be found, and ``'mmseg::...'`` under forks.
+    """Make ``_base_ = 'mmcontext::...'`` work, and ``'mmseg::...'`` with forks.
 
-    mmengine has a fixed table of the packages whose configs can be inherited, and takes its
-    entries for distributions, or else for modules. So a module is entered: of mmseg where the
-    distribution mmsegmentation is not what brings it, and of this package one inside it, as the
+    mmengine has a fixed table of the packages whose configs can be inherited, and treats its
+    entries as distributions, or else as modules. So a module is entered: for mmseg, if it is not
+    provided by the distribution mmsegmentation, and for this package a module inside it, as the
     distribution ``mmcontext`` would be the other project.
     """
     try:
@@ -65,7 +65,7 @@ def register_config_scopes() -> None:
 
 
 def _multimodal_imports(mmpretrain: str, transformers: str) -> bool:
-    """Whether mmpretrain's multimodal models find what they inherit from, by the two folders."""
+    """Whether the base classes of mmpretrain's multimodal models exist, from the two folders."""
     if int(metadata.version('transformers').split('.')[0]) >= 5:
         return False
     needed, place = 'apply_chunking_to_forward', 'modeling_utils'
@@ -77,12 +77,12 @@ def _multimodal_imports(mmpretrain: str, transformers: str) -> bool:
 
 
 def leave_out_multimodal() -> None:
-    """Let mmpretrain be imported with a transformers that is too new for it.
+    """Allow mmpretrain to be imported with a transformers that is too new for it.
 
-    Where pycocotools and any transformers are installed, mmpretrain imports its multimodal models,
-    and their bases are not in transformers 5 (those of mmpretrain 1.2.0: nor in its last 4.x).
-    Without these models it imports, and asking for one of them gives its own message. Nothing is
-    done once it has been imported, or where its files are not those that are known.
+    If pycocotools and any transformers are installed, mmpretrain imports its multimodal models,
+    whose base classes are not in transformers 5 (those of mmpretrain 1.2.0 not in the last 4.x
+    either). Without these models it can be imported, and using one of them gives its own message.
+    Nothing is done once it has been imported, or if its files are not the known ones.
     """
     folder, transformers = folder_of('mmpretrain'), folder_of('transformers')
     if 'mmpretrain' in sys.modules or not (folder and transformers and folder_of('pycocotools')):
@@ -98,5 +98,5 @@ def leave_out_multimodal() -> None:
     except (OSError, ValueError, ImportError):  # (no metadata is an ImportError)
         return
     module.WITH_MULTIMODAL = False
-    # What the package finds there it does not load again.
+    # The package does not load again what it finds there.
     sys.modules[name] = module

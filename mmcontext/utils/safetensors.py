@@ -1,4 +1,4 @@
-"""Checkpoints as safetensors: weights and a few strings about them, nothing that could run."""
+"""Checkpoints as safetensors: weights and a few strings about them, nothing executable."""
 import json
 import os.path as osp
 from typing import Any, Dict, Mapping
@@ -8,7 +8,7 @@ from torch import Tensor
 from .errors import CheckpointError, UserError
 
 SAFETENSORS = '.safetensors'
-# Entry of the file's metadata, whose values are strings, with our own as JSON.
+# Entry of the file's metadata, whose values are strings; ours is JSON.
 _META = 'mmcontext'
 
 
@@ -23,11 +23,11 @@ def _library():
 
 
 def save_safetensors(state: Mapping[str, Tensor], meta: Mapping[str, Any], path: str) -> None:
-    """Write weights and what is said about them.
+    """Write weights and their metadata.
 
     Args:
-        state: Tensors by name; each is written whole, also where two share memory.
-        meta: What JSON can hold.
+        state: Tensors by name; each is written completely, even if two share memory.
+        meta: Metadata that can be written as JSON.
         path: File to write.
 
     Raises:
@@ -46,14 +46,14 @@ def load_safetensors(path: str, map_location: Any = None) -> Dict[str, dict]:
     """Read a safetensors file.
 
     Args:
-        path: The file, written by whatever library.
+        path: The file, written by any library.
         map_location: Device of the tensors; None for the CPU.
 
     Returns:
-        ``{'state_dict': ..., 'meta': ...}``, as mmengine's checkpoints have them.
+        ``{'state_dict': ..., 'meta': ...}``, as in mmengine's checkpoints.
 
     Raises:
-        CheckpointError: The file is truncated or no safetensors file.
+        CheckpointError: The file is truncated or not a safetensors file.
         UserError: The package is missing.
     """
     library = _library()

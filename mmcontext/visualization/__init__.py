@@ -1,1 +1,1 @@
-"""Measurements and pictures of what operators see; the tools in tools/visualization show them."""
+"""Measurements and figures of what operators see, for the tools in tools/visualization."""

@@ -1,4 +1,4 @@
-"""Class activation maps by pytorch-grad-cam."""
+"""Class activation maps with pytorch-grad-cam."""
 from typing import List, Optional
 
 import numpy as np
@@ -33,14 +33,14 @@ class _Logits(nn.Module):
 
 
 def target_layer(network: Network, stage: Optional[int] = None) -> nn.Module:
-    """The module whose output the map is made of.
+    """The module from whose output the map is computed.
 
     Args:
         network: A classifier with a backbone of stages, or a CCNN.
         stage: 0 to 3; None for the last one. A CCNN has its last block instead.
 
     Raises:
-        UserError: It is no such network, or has no such stage.
+        UserError: It is not such a network, or has no such stage.
     """
     backbone = network.backbone
     if hasattr(backbone, 'blocks'):
@@ -80,7 +80,7 @@ def class_activation(network: Network, x: Tensor, method: str = 'gradcam',
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
         targets = [ClassifierOutputTarget(label) for label in classes]
     layer = target_layer(network, stage)
-    # Gradients reach the layer whether or not the image asks for one.
+    # Gradients reach the layer whether or not the image requires them.
     for parameter in network.model.parameters():
         parameter.requires_grad_(True)
     try:

@@ -1,4 +1,4 @@
-"""The command line that the tools of tools/visualization share."""
+"""The command line shared by the tools in tools/visualization."""
 import argparse
 import os.path as osp
 from glob import glob
@@ -23,7 +23,7 @@ _PICTURES = ('.png', '.svg', '.pdf', '.jpg', '.jpeg')
 
 
 def _picture(path: str) -> str:
-    """A file that a figure can be written to, known before minutes are spent on the figure."""
+    """A file for a figure, checked before minutes are spent on the figure."""
     if not path.lower().endswith(_PICTURES):
         raise argparse.ArgumentTypeError(f'must end with {", ".join(_PICTURES)}, got {path!r}')
     if not osp.isdir(osp.dirname(path) or '.'):
@@ -32,7 +32,7 @@ def _picture(path: str) -> str:
 
 
 def positive(text: str) -> int:
-    """A positive number of the command line."""
+    """A positive number from the command line."""
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f'must be positive, got {text}')
     return int(text)
@@ -40,7 +40,7 @@ def positive(text: str) -> int:
 
 def make_parser(description: str, networks: Optional[str] = None, images: bool = False,
                 layer: bool = False) -> argparse.ArgumentParser:
-    """A parser with ``--out`` and what else is asked for.
+    """A parser with ``--out`` and optional arguments.
 
     Args:
         description: The tool's docstring.
@@ -72,16 +72,16 @@ def load(args: argparse.Namespace) -> List[Network]:
 
 def inputs_of(args: argparse.Namespace, network: Network, most: int = 1,
               noise: int = 1) -> Tuple[List[np.ndarray], Tensor]:
-    """The images named on the command line as squares, or noise, and as the network takes them.
+    """The images on the command line as squares, or noise, and the network's inputs for them.
 
-    An untrained network is made fit for them, see
+    An untrained network is adapted to them, see
     :func:`mmcontext.visualization.networks.settle`.
 
     Args:
         args: Parsed arguments.
-        network: Its config gives the size where the command line does not.
-        most: How many images are read at most.
-        noise: How many images of noise stand in for none.
+        network: Its config gives the size if the command line does not.
+        most: Maximum number of images to read.
+        noise: Number of noise images to use if there are no images.
 
     Returns:
         RGB, uint8 [size, size, 3] each; float [B, C, size, size].

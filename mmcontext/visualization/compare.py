@@ -1,4 +1,4 @@
-"""Networks side by side: size, cost, speed, memory and what they see."""
+"""Comparison of networks: size, cost, speed, memory and what they see."""
 import csv
 import statistics
 import time
@@ -19,7 +19,7 @@ COLUMNS = ('network', 'params_m', 'flops_g', 'latency_ms', 'images_per_s', 'memo
 
 def latencies(networks: Sequence[Network], batches: Sequence[Tensor],
               rounds: int) -> List[float]:
-    """Median seconds of a pass through each backbone, run in turn so that all share the noise."""
+    """Median seconds per pass through each backbone, run in turn so that noise affects all."""
     times = [[] for _ in networks]
     with torch.inference_mode():
         for index in track_iter_progress(range(rounds + 1)):
@@ -34,10 +34,10 @@ def latencies(networks: Sequence[Network], batches: Sequence[Tensor],
 
 
 def training_memory(network: Network, x: Tensor) -> int:
-    """Bytes that a training step needs besides parameters.
+    """Bytes that a training step needs in addition to parameters.
 
-    On a GPU the peak of what is allocated; on a CPU, where nobody keeps count, what the backbone
-    keeps for its backward pass.
+    On a GPU this is the peak of allocated memory; on a CPU, where that is not recorded, what the
+    backbone keeps for its backward pass.
     """
     backbone = network.backbone.train().requires_grad_(True)
     own = {p.untyped_storage().data_ptr() for p in backbone.parameters()}
@@ -69,18 +69,18 @@ def compare(networks: Sequence[Network], size: int, batch: int = 8, rounds: int 
     """One row for each network.
 
     Args:
-        networks: They are moved to the GPU where there is one.
+        networks: They are moved to the GPU if there is one.
         size: Side of the images in pixels.
-        batch: Images for throughput and memory. Latency is for one.
-        rounds: Timings of which the median is taken.
+        batch: Batch size for throughput and memory. Latency is for one image.
+        rounds: Number of timings over which the median is taken.
         fields: For each network the images, [B, C, H, W], for the receptive field of its last
-            stage; None for two of noise, to which a trained network may be blind.
+            stage; None for two of noise, to which a trained network may not respond.
 
     Returns:
         Dicts with the keys :data:`COLUMNS`: parameters in millions, multiply-adds in billions
-        (both of the whole model), then of the backbone alone: milliseconds for an image, images a
+        (both of the whole model), then for the backbone alone: milliseconds per image, images per
         second in batches, megabytes (see :func:`training_memory`), and the side in pixels of the
-        square that holds 50 and 90 % of the effective receptive field.
+        square with 50 and 90 % of the effective receptive field.
     """
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     for network in networks:
@@ -98,7 +98,7 @@ def compare(networks: Sequence[Network], size: int, batch: int = 8, rounds: int 
     for network, images, seen, one, all_of_them in zip(networks, inputs, fields, single, many):
         counts = config_complexity(network.cfg, (size, size))
         try:
-            # (Before the pass of training, which changes the norms.)
+            # (Before the training pass, which changes the norms.)
             field = areas(field_of(network, seen.to(device)), (0.5, 0.9))
         except ValueError as error:
             raise UserError(f'{network.label}: {error} '

@@ -1,4 +1,4 @@
-"""Continuous kernels: as functions, as sampled, under their masks, and over a run."""
+"""Continuous kernels: as functions, as sampled, with their masks, and over a run."""
 import os.path as osp
 import re
 from glob import escape, glob
@@ -26,18 +26,18 @@ def axis_of(values: Tensor, resolution: float, layer: CKConvNd) -> Tensor:
 
 @torch.no_grad()
 def sample(layer: CKConvNd, resolution: float) -> Tensor:
-    """The kernel with that many taps per trained tap, its values those of the trained one.
+    """The kernel with that many taps per trained tap, with the values of the trained one.
 
     Args:
-        layer: Has seen an input, if its size is 'same'.
-        resolution: Taps per tap.
+        layer: Must have seen an input, if its size is 'same'.
+        resolution: Taps per trained tap.
 
     Returns:
         [kernels, *taps]; what the mask crops is left out.
     """
     before, layer.resolution = layer.resolution, resolution
     try:
-        # The layer divides by it, so that the sum over more taps stays what it was.
+        # The layer divides by it, so that the sum over more taps stays the same.
         kernel = layer.sample_kernel() * resolution**layer.dim
     finally:
         layer.resolution = before
@@ -61,7 +61,7 @@ def checkpoints_of(run: str) -> List[Tuple[int, str]]:
 
 
 def mask_widths(run: str) -> Tuple[List[int], Tensor, List[str]]:
-    """How wide the masks of all layers were after every checkpoint of a run.
+    """The widths of all layers' masks in every checkpoint of a run.
 
     Args:
         run: Folder with checkpoints.

@@ -1,4 +1,4 @@
-"""The scalars that mmengine logs in training."""
+"""The scalars logged by mmengine in training."""
 import json
 import os.path as osp
 from collections import defaultdict
@@ -15,12 +15,12 @@ def read_curves(work_dir: str) -> Dict[str, Curve]:
     """Curves of a run by name.
 
     Args:
-        work_dir: Folder of the run; of several starts, each is read, a later one overwriting the
-            steps that it repeats (``--resume``).
+        work_dir: Folder of the run; if it was started several times, all logs are read, and a
+            later one overrides the steps that it repeats (``--resume``).
 
     Returns:
-        Name to (steps, values), sorted by step. Training counts in iterations; validation in what
-        its log counts in, epochs as a rule.
+        Name to (steps, values), sorted by step. Steps of training are iterations; those of
+        validation have the unit of its log, usually epochs.
 
     Raises:
         UserError: There are no logs, or they cannot be read.
@@ -37,7 +37,7 @@ def read_curves(work_dir: str) -> Dict[str, Curve]:
                 except ValueError as error:
                     if line.endswith('\n'):
                         raise UserError(f'{file}, line {number}: no JSON: {error}') from error
-                    continue  # the last line of a run that was killed
+                    continue  # the last line of a killed run
                 for name, value in record.items():
                     if name not in _COUNTERS and isinstance(value, (int, float)):
                         found[name][record['step']] = value

@@ -1,4 +1,4 @@
-"""The kernels that involution, C-volution and CoT make of an image."""
+"""The kernels that involution, C-volution and CoT compute from an image."""
 from typing import NamedTuple, Optional
 
 import torch
@@ -12,13 +12,13 @@ KINDS = (Involution2d, CoT2d)
 
 
 class DynamicKernels(NamedTuple):
-    """What a layer made of one image.
+    """Quantities that a layer computed from one image.
 
     Attributes:
         kernels (Tensor): [G, kh, kw, Ho, Wo]: G kernels at every pixel.
         gate (Tensor, optional): Factors of C-volution's channels, [C].
-        attention (Tensor, optional): Weight of CoT's dynamic context against its static one, in
-            [0, 1], [C].
+        attention (Tensor, optional): Weight of CoT's dynamic context relative to its static one,
+            in [0, 1], [C].
     """
     kernels: Tensor
     gate: Optional[Tensor] = None
@@ -26,7 +26,7 @@ class DynamicKernels(NamedTuple):
 
     @property
     def energy(self) -> Tensor:
-        """Root of the mean square of a pixel's taps over all kernels, [Ho, Wo]."""
+        """Root mean square of a pixel's taps over all kernels, [Ho, Wo]."""
         return self.kernels.square().mean(dim=(0, 1, 2)).sqrt()
 
 

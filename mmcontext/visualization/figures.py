@@ -1,4 +1,4 @@
-"""What the figures have in common."""
+"""Functions shared by the figures."""
 from typing import Any, Optional, Tuple
 
 import numpy as np
@@ -25,13 +25,13 @@ def new_figure(rows: int, columns: int, side: float = 2.2) -> Tuple[Any, np.ndar
 
 def show_map(axis, values: np.ndarray, title: str = '', signed: bool = False,
              image: Optional[np.ndarray] = None) -> None:
-    """Draw a map of numbers, over an image where one is given.
+    """Draw a map of numbers, over an image if one is given.
 
     Args:
-        axis: Axes of matplotlib.
+        axis: matplotlib axes.
         values: [H, W].
-        title: Above it.
-        signed: Whether zero is the middle of the colours.
+        title: Title above the map.
+        signed: Whether the colour map is centred at zero.
         image: RGB [H', W', 3].
     """
     limit = float(np.abs(values).max()) or 1.
@@ -45,10 +45,10 @@ def show_map(axis, values: np.ndarray, title: str = '', signed: bool = False,
 
 
 def save_figure(figure, path: str) -> None:
-    """Write a figure and say so.
+    """Write a figure and print its path.
 
     Raises:
-        UserError: It cannot be written, or matplotlib does not know the kind of file.
+        UserError: It cannot be written, or matplotlib does not know the file type.
     """
     from matplotlib import pyplot
     try:

@@ -1,4 +1,4 @@
-"""Networks, images and features for the pictures."""
+"""Networks, images and features for the figures."""
 import os.path as osp
 from contextlib import contextmanager
 from typing import Dict, Iterator, NamedTuple, Optional, Sequence, Tuple, Type, Union
@@ -25,7 +25,7 @@ class Network(NamedTuple):
     """A network in eval mode, without gradients of its parameters.
 
     Attributes:
-        label (str): What the pictures call it.
+        label (str): Its name in the figures.
         cfg (Config): Its config.
         model (nn.Module): The whole model.
         trained (bool): Whether weights were loaded.
@@ -42,7 +42,7 @@ class Network(NamedTuple):
 
 
 def find_config(name: str) -> Config:
-    """The config of a file, of a name of this zoo, or of a name of mmpretrain's.
+    """The config of a file, a name of this zoo, or a name of mmpretrain's zoo.
 
     Raises:
         UserError: There is none, or it cannot be read.
@@ -68,11 +68,11 @@ def find_config(name: str) -> Config:
 
 @torch.no_grad()
 def settle(backbone: nn.Module, x: Tensor) -> None:
-    """Make an untrained backbone fit to be looked at.
+    """Prepare an untrained backbone for visualisation.
 
-    Norms that start at zero, and would hide what stands before them, start at one; and all take
-    the statistics of the images that are to be looked at. With others, products of features with
-    kernels made of them grow or shrink from layer to layer until nothing is left of the numbers.
+    Norms initialised to zero, which would hide the layers before them, are set to one; and all
+    take the statistics of the given images. With other statistics, products of features with
+    kernels computed from them grow or shrink from layer to layer until they overflow or vanish.
 
     Args:
         backbone: In eval mode.
@@ -101,8 +101,8 @@ def load_network(spec: str) -> Network:
 
     Args:
         spec: ``CONFIG``, ``CONFIG=CHECKPOINT`` or ``CHECKPOINT``, where CONFIG is a file or a
-            name of the zoo (of mmpretrain's, too), and a checkpoint of training holds its own
-            config. Without weights the network is as initialised, see :func:`settle`.
+            name of this zoo or mmpretrain's, and a training checkpoint contains its own config.
+            Without weights the network is as initialised, see :func:`settle`.
 
     Raises:
         UserError: There is no such config, or the checkpoint does not fit.
@@ -123,12 +123,12 @@ def load_network(spec: str) -> Network:
     if 'backbone' not in cfg.get('model', {}):
         raise UserError(f'{name} is not the config of a network with a backbone')
     if 'Pretrained' in str(cfg.model.backbone.get('init_cfg')):
-        # What the training of a detector starts from is not fetched.
+        # The weights from which the training of a detector starts are not loaded.
         cfg.model.backbone.init_cfg = None
     cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
     if checkpoint is None:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # the same picture every time
+            torch.manual_seed(0)  # the same figure every time
             model = initialise(build_model(cfg))
         label += ', untrained'
     else:
@@ -143,8 +143,7 @@ def load_network(spec: str) -> Network:
 
 
 def input_size(cfg: Config) -> int:
-    """Side of the images in the test pipeline of a config, the shorter one; 224 where it names
-    none."""
+    """Shorter side of the images in the test pipeline of a config; 224 if it specifies none."""
     for step in reversed(cfg.get('test_pipeline') or ()):
         size = step.get('crop_size', step.get('scale'))
         if size:
@@ -157,7 +156,7 @@ def read_image(path: str, size: int) -> np.ndarray:
 
     Args:
         path: Image file.
-        size: Side in pixels; the shorter side is scaled to it and the middle cut out.
+        size: Side in pixels; the shorter side is scaled to it and the centre is cropped.
 
     Returns:
         RGB from 0 to 255, uint8 [size, size, 3].
@@ -169,7 +168,7 @@ def read_image(path: str, size: int) -> np.ndarray:
         raise UserError(f'image {path} does not exist')
     try:
         image = mmcv.imread(path, channel_order='rgb')
-    except cv2.error:  # of nothing, which is what it reads from a damaged file
+    except cv2.error:  # of an empty image, which is what it reads from a damaged file
         image = None
     if image is None:
         raise UserError(f'image {path} is damaged or of an unknown kind '
@@ -184,10 +183,10 @@ def read_image(path: str, size: int) -> np.ndarray:
 
 
 def channels_of(network: Network) -> int:
-    """Channels of the images that a network takes: 3, or 1 for grey ones.
+    """Channels of a network's images: 3, or 1 for greyscale.
 
     Raises:
-        UserError: It is not one for images.
+        UserError: The network is not one for images.
     """
     channels = network.cfg.model.backbone.get('in_channels', 3)
     dim = (network.cfg.model.get('neck') or {}).get('dim', 2)
@@ -198,14 +197,14 @@ def channels_of(network: Network) -> int:
 
 
 def to_input(network: Network, images: Union[np.ndarray, Sequence[np.ndarray]]) -> Tensor:
-    """RGB images as a network expects them: channel order, mean and deviation of its config.
+    """RGB images as inputs of a network: channel order, mean and standard deviation of its config.
 
     Args:
         network: The network.
         images: [H, W, 3], or several.
 
     Returns:
-        Float [B, 3, H, W]; [B, 1, H, W], the mean of the colours, for a network of grey images.
+        Float [B, 3, H, W]; for greyscale networks [B, 1, H, W], the mean of the colours.
 
     Raises:
         UserError: The network is not one for images.
@@ -230,7 +229,7 @@ def logits(network: Network, x: Tensor) -> Tensor:
 
 
 def layers_of(model: nn.Module, kinds: Union[Type, Tuple[Type, ...]]) -> Dict[str, nn.Module]:
-    """The layers of some types by name, the names without ``backbone.``."""
+    """The layers of some types by name, without ``backbone.`` in the names."""
     return {name.replace('backbone.', '', 1): module for name, module in model.named_modules()
             if isinstance(module, kinds)}
 
@@ -240,7 +239,7 @@ def pick_layer(model: nn.Module, kinds: Union[Type, Tuple[Type, ...]],
     """A layer by name, or the one in the middle of the network.
 
     Raises:
-        UserError: The network has none of that kind, or none of that name.
+        UserError: The network has none of these types, or none with that name.
     """
     found = layers_of(model, kinds)
     if not found:
@@ -257,7 +256,7 @@ def pick_layer(model: nn.Module, kinds: Union[Type, Tuple[Type, ...]],
 
 @contextmanager
 def recorded_inputs(*layers: nn.Module) -> Iterator[Dict[nn.Module, Tensor]]:
-    """Keep what goes into some layers while the network runs."""
+    """Record the inputs of some layers while the network runs."""
     inputs = {}
     handles = [layer.register_forward_pre_hook(
         lambda module, args: inputs.__setitem__(module, args[0].detach())) for layer in layers]

@@ -1,4 +1,4 @@
-"""What each level of CoConv and PyConv answers to."""
+"""The responses of the levels of CoConv and PyConv."""
 from typing import List, NamedTuple
 
 import torch
@@ -13,11 +13,11 @@ class Level(NamedTuple):
     """One level of a pyramid.
 
     Attributes:
-        kernel_size (tuple): Of its convolution.
-        dilation (tuple): Of its convolution.
+        kernel_size (tuple): Kernel size of its convolution.
+        dilation (tuple): Dilation of its convolution.
         response (Tensor): Mean over its channels of the magnitude of its output, [Ho, Wo].
         frequency (float): Mean spatial frequency of the output in cycles per pixel of the feature
-            map, weighted by power, without its mean: low for smooth answers, up to 0.7 for the
+            map, weighted by power, without its mean: low for smooth responses, up to 0.7 for the
             finest ones.
     """
     kernel_size: tuple
@@ -36,7 +36,7 @@ def mean_frequency(y: Tensor) -> float:
 
 @torch.no_grad()
 def levels(layer: PyramidConv2d, x: Tensor) -> List[Level]:
-    """The answers of a layer's levels.
+    """The responses of a layer's levels.
 
     Args:
         layer: :class:`CoConv2d` or :class:`PyConv2d`.

@@ -1,8 +1,8 @@
-"""The effective receptive field: which pixels a unit in the middle of a feature map looks at.
+"""The effective receptive field: the pixels that affect a unit in the centre of a feature map.
 
 As in "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks",
 arXiv 1701.04128, and "Scaling Up Your Kernels to 31x31", arXiv 2203.06717: the gradient of the
-middle unit with respect to the image, its positive part summed over channels and images.
+central unit with respect to the image, its positive part summed over channels and images.
 """
 from typing import Callable, Dict, Sequence, Tuple
 
@@ -17,17 +17,17 @@ SHARES = (0.5, 0.9, 0.99)
 
 def effective_receptive_field(features: Callable[[Tensor], Tensor],
                               images: Sequence[Tensor]) -> Tensor:
-    """Contribution of every pixel to the middle unit.
+    """Contribution of every pixel to the central unit.
 
     Args:
         features: From images [B, C, H, W] to a feature map [B, D, h, w].
-        images: Batches of one size.
+        images: Batches of the same size.
 
     Returns:
         [H, W], float64, adding up to 1.
 
     Raises:
-        ValueError: The middle unit depends on no pixel, or with NaN.
+        ValueError: The central unit depends on no pixel, or its gradient is NaN.
     """
     total = 0.
     for image in track_iter_progress(list(images)):
@@ -68,13 +68,13 @@ def stage_features(backbone: nn.Module, stage: int = -1) -> Callable[[Tensor], T
 def field_of(network: Network, x: Tensor, stage: int = -1) -> Tensor:
     """The effective receptive field of a network.
 
-    The norms of an untrained one hold the statistics of the image at hand, and all is in float64:
-    a network whose layers multiply features with kernels, and these with a gate, raises
-    differences to the power of its depth.
+    The norms of an untrained network have the statistics of the given images, and everything is
+    in float64: if the layers multiply features by kernels, and these by a gate, differences grow
+    exponentially with depth.
 
     Args:
-        network: Its backbone is looked at.
-        x: Images as it takes them, [B, C, H, W].
+        network: The network with the backbone to examine.
+        x: Its inputs, [B, C, H, W].
         stage: See :func:`stage_features`.
 
     Returns:
@@ -100,14 +100,14 @@ def field_of(network: Network, x: Tensor, stage: int = -1) -> Tensor:
 
 
 def square_that_holds(field: Tensor, share: float) -> Tuple[int, float]:
-    """The smallest square around the middle with a share of the field.
+    """The smallest square around the centre that contains a share of the field.
 
     Args:
         field: [H, W], adding up to 1.
         share: Between 0 and 1.
 
     Returns:
-        Its side in pixels, odd, at most the longer side; and its area over that of the image.
+        Its side in pixels, odd, at most the longer side; and its area relative to the image.
     """
     height, width = field.shape
     row, column = height // 2, width // 2

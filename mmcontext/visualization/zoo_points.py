@@ -1,4 +1,4 @@
-"""Accuracy over size, cost and speed of the zoo's networks, as the metafiles have them."""
+"""Accuracy over size, cost and speed of the zoo's networks, from the metafiles."""
 import json
 import re
 from typing import Dict, List, NamedTuple, Optional
@@ -8,8 +8,8 @@ from mmcontext.zoo.index import Entry, entries
 
 
 class Point(NamedTuple):
-    """A network: published top-1 in %, parameters in M, multiply-adds in G, and, where it was
-    measured, milliseconds for an image."""
+    """A network: published top-1 in %, parameters in M, multiply-adds in G, and, if measured,
+    milliseconds per image."""
     name: str
     family: str
     top1: float
@@ -32,7 +32,7 @@ def read_latencies(path: Optional[str]) -> Dict[str, float]:
         path: The file; None for no latencies.
 
     Returns:
-        'cednet50' to the median of its inference, the faster of its layouts.
+        Name, such as 'cednet50', to the median of its inference in the faster of its layouts.
 
     Raises:
         UserError: It is not such a file.

@@ -17,14 +17,14 @@ _IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 class FeatureInfo(tuple):
-    """Levels of features, with the methods that users of timm know.
+    """Levels of features, with timm's methods.
 
-    A level is a dict of ``num_chs``, its channels, ``reduction``, its stride in pixels of the
-    image, and ``module``, the part of the backbone that it comes from.
+    A level is a dict with ``num_chs``, its channels, ``reduction``, its stride in pixels of the
+    image, and ``module``, the part of the backbone from which it comes.
     """
 
     def get_dicts(self) -> List[Dict[str, Any]]:
-        """All that is known of every level."""
+        """The dicts of all levels."""
         return [dict(level) for level in self]
 
     def channels(self) -> List[int]:
@@ -36,7 +36,7 @@ class FeatureInfo(tuple):
         return [level['reduction'] for level in self]
 
     def module_name(self) -> List[str]:
-        """Module of the backbone that every level comes from."""
+        """Module of the backbone from which each level comes."""
         return [level['module'] for level in self]
 
 
@@ -45,16 +45,16 @@ def _side(size: Union[int, Sequence[int], None]) -> Optional[int]:
 
 
 def default_cfg(entry: Entry, settings: Config) -> dict:
-    """What the images of a network look like.
+    """The properties of a network's images.
 
     Args:
         entry: Network of the zoo.
-        settings: ``data_preprocessor`` and ``test_pipeline`` of its config; what is missing
-            there stands in mmpretrain's files for ImageNet.
+        settings: ``data_preprocessor`` and ``test_pipeline`` of its config; settings missing
+            there are those of mmpretrain's files for ImageNet.
 
     Returns:
         timm's ``default_cfg``: architecture, num_classes, input_size (channels, height, width),
-        mean and std (of values from 0 to 1), crop_pct, interpolation and classifier. Sequences
+        mean and std (for values from 0 to 1), crop_pct, interpolation and classifier. Sequences
         have no size.
     """
     backbone, head = settings.model.backbone, settings.model.head
@@ -73,7 +73,7 @@ def default_cfg(entry: Entry, settings: Config) -> dict:
             interpolation = step.get('interpolation', interpolation)
         if 'test_pipeline' in settings:
             crop = size / resized if resized else 1.
-            size = size or 32  # CIFAR, whose images come as they are
+            size = size or 32  # CIFAR, whose images are not resized
     channels = backbone.get('in_channels', 3)
     return dict(
         architecture=entry.name, num_classes=head.get('num_classes', 1),
@@ -84,7 +84,7 @@ def default_cfg(entry: Entry, settings: Config) -> dict:
 
 
 def first_convolution(backbone: nn.Module) -> Optional[str]:
-    """Name of the convolution that reads the image; None where a continuous kernel does."""
+    """Name of the first convolution; None if it is a continuous one."""
     if isinstance(backbone, CCNN):
         return None
     return next(name for name, module in backbone.named_modules()
@@ -124,7 +124,7 @@ def _check_head(num_classes: int, global_pool: str) -> None:
 
 
 def feature_info(backbone: nn.Module) -> FeatureInfo:
-    """Channels and strides of the levels that a backbone returns."""
+    """Channels and strides of the levels returned by a backbone."""
     if isinstance(backbone, CCNN):
         stride = backbone.pool.kernel_size**len(backbone.pools)
         return FeatureInfo([dict(num_chs=backbone.out_channels, reduction=stride,
@@ -160,10 +160,10 @@ def _build_backbone(entry: Entry, cfg: dict, options: dict) -> nn.Module:
 
 
 class _ZooNetwork(nn.Module):
-    """What classifiers and extractors of features have in common: a backbone."""
+    """Base of classifiers and feature extractors: a backbone."""
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether blocks are run again in backward, which saves memory."""
+        """Set whether blocks are recomputed in backward, which saves memory."""
         for module in self.backbone.modules():
             if hasattr(module, 'with_cp'):
                 module.with_cp = enable
@@ -172,17 +172,17 @@ class _ZooNetwork(nn.Module):
 class ZooClassifier(_ZooNetwork):
     """A classifier of the zoo without mmpretrain, with timm's attributes and methods.
 
-    The entries of its state dict have the names that the same network has in mmpretrain
-    (``backbone.*``, ``head.fc.*``), so that checkpoints serve both.
+    The entries of its state dict have the same names as in mmpretrain (``backbone.*``,
+    ``head.fc.*``), so that checkpoints work for both.
 
     Args:
         entry: Network of the zoo.
         num_classes: Classes; None for those of the config, 0 for no linear layer.
         in_channels: Channels of the input; None for those of the config.
-        global_pool: What becomes of the last feature map: 'avg' (default), 'max', or '' for
-            nothing, which needs ``num_classes=0``.
+        global_pool: Pooling of the last feature map: 'avg' (default), 'max', or '' for none,
+            which needs ``num_classes=0``.
         drop_rate: Dropout before the linear layer; None for the config's.
-        **backbone_options: Arguments of the backbone in place of the config's.
+        **backbone_options: Arguments of the backbone that override the config's.
 
     Attributes:
         num_classes, num_features: Outputs and inputs of the linear layer.
@@ -217,7 +217,7 @@ class ZooClassifier(_ZooNetwork):
         return self.backbone(x)[-1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits [B, num_classes] of a feature map; with ``pre_logits`` it is only pooled."""
+        """Logits [B, num_classes] of a feature map; with ``pre_logits`` only its pooling."""
         x = _POOLS[self.global_pool](x)
         return x if pre_logits else self.head(x)
 
@@ -229,7 +229,7 @@ class ZooClassifier(_ZooNetwork):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
-        """A new linear layer for that many classes; 0 for none. See also ``global_pool``."""
+        """Set a new linear layer for that many classes, 0 for none, and ``global_pool``."""
         global_pool = self.global_pool if global_pool is None else global_pool
         _check_head(num_classes, global_pool)
         reference = next(self.parameters())
@@ -239,7 +239,7 @@ class ZooClassifier(_ZooNetwork):
 
 
 def _stages(out_indices: Union[int, Sequence[int], None], num_stages: int) -> Sequence[int]:
-    """Stages counted from 0; negative ones are counted from the last."""
+    """Stages counted from 0; negative ones count from the last."""
     if out_indices is None:
         return tuple(range(num_stages))
     if isinstance(out_indices, int):
@@ -252,13 +252,13 @@ def _stages(out_indices: Union[int, Sequence[int], None], num_stages: int) -> Se
 
 
 class ZooFeatures(_ZooNetwork):
-    """The backbone of a network of the zoo, which returns a list of feature maps.
+    """The backbone of a network of the zoo, returning a list of feature maps.
 
     Args:
         entry: Network of the zoo, of any task.
         in_channels: Channels of the input; None for those of the config.
         out_indices: Stages, 0 to 3, or -1 for the last; None for all of them.
-        **backbone_options: Arguments of the backbone in place of the config's.
+        **backbone_options: Arguments of the backbone that override the config's.
 
     Attributes:
         feature_info (FeatureInfo): Channels and strides of the levels.
@@ -270,7 +270,7 @@ class ZooFeatures(_ZooNetwork):
                  out_indices: Union[int, Sequence[int], None] = None,
                  **backbone_options) -> None:
         super().__init__()
-        # What a detector's backbone is may stand in the library's own files.
+        # A detector's backbone may be defined in the library's own files.
         settings = read_settings(entry.config, 'model') if entry.task == 'classification' else \
             get_config(entry.name)
         cfg = settings.model.backbone.to_dict()
@@ -282,7 +282,7 @@ class ZooFeatures(_ZooNetwork):
         elif out_indices is not None:
             raise ValueError(f'{entry.name} has one level of features, at full resolution: leave '
                              f'out out_indices, got {out_indices!r}')
-        # The weights that the training of a detector starts from are not fetched.
+        # The weights from which the training of a detector starts are not loaded.
         self.backbone = _build_backbone(entry, {**cfg, 'init_cfg': None}, backbone_options)
 
     @functools.cached_property

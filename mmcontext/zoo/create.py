@@ -22,32 +22,32 @@ def create_model(name: str, num_classes: Optional[int] = None, in_channels: Opti
                  pretrained: Union[str, os.PathLike, None] = None, global_pool: str = 'avg',
                  drop_rate: Optional[float] = None,
                  **backbone_options) -> Union[ZooClassifier, ZooFeatures]:
-    """A network of the zoo as a plain PyTorch module; no mm library but mmengine and mmcv.
+    """A network of the zoo as a plain PyTorch module; needs no mm library but mmengine and mmcv.
 
     Args:
-        name: Name of the zoo, see :func:`mmcontext.list_models`; ``_imagenet`` may be left out.
+        name: Name in the zoo, see :func:`mmcontext.list_models`; ``_imagenet`` may be left out.
         num_classes: Classes of the linear layer; None for those of the config, 0 for no layer.
         in_channels: Channels of the input; None for those of the config.
-        features_only: Return the feature maps of the stages as a list; also for the names of
-            detectors and segmentors, whose backbone that is.
+        features_only: Return the feature maps of the stages as a list; the backbones of detectors
+            and segmentors can be named too.
         out_indices: Stages to return, 0 to 3, or -1 for the last; None for all, the earliest
             first. For ``features_only``.
-        pretrained: Checkpoint (of mmpretrain's training, converted from the authors', or
+        pretrained: Checkpoint (from mmpretrain's training, converted from the authors', or
             safetensors), or a folder with one; None or False for none. The first convolution is
-            adapted to another number of channels and the linear layer starts anew for other
-            classes, as timm does.
-        global_pool: What becomes of the last feature map: 'avg' (default), 'max', or '' for
-            nothing, which needs ``num_classes=0``.
+            adapted to another number of channels, and the linear layer is initialised for other
+            classes, as in timm.
+        global_pool: Pooling of the last feature map: 'avg' (default), 'max', or '' for none,
+            which needs ``num_classes=0``.
         drop_rate: Dropout before the linear layer; None for the config's.
-        **backbone_options: Arguments of the backbone in place of the config's, such as
+        **backbone_options: Arguments of the backbone that override the config's, such as
             ``base_channels``, ``drop_path_rate`` or ``output_stride``.
 
     Returns:
-        In training mode.
+        The model, in training mode.
 
     Raises:
         ValueError: The name or an argument is wrong.
-        CheckpointError: ``pretrained`` is missing, damaged, or of another network.
+        CheckpointError: ``pretrained`` is missing, damaged, or for another network.
     """
     entry = find(name)
     if features_only:
@@ -71,10 +71,10 @@ def create_model(name: str, num_classes: Optional[int] = None, in_channels: Opti
 
 
 def weight_file(path: Union[str, os.PathLike]) -> str:
-    """The checkpoint that a path names: the file itself, or the one in a folder.
+    """The checkpoint for a path: the file itself, or the one in a folder.
 
     Raises:
-        CheckpointError: The folder holds none, or several.
+        CheckpointError: The folder contains none, or several.
     """
     path = osp.expanduser(os.fspath(path))
     if not osp.isdir(path):
@@ -91,12 +91,12 @@ def weight_file(path: Union[str, os.PathLike]) -> str:
 
 
 def adapt_channels(weight: Tensor, in_channels: int) -> Tensor:
-    """Weight of a first convolution for another number of channels, as timm does it.
+    """Weight of a first convolution for another number of channels, as in timm.
 
     Args:
         weight: [out, old, *kernel].
-        in_channels: Wanted channels. One takes the sum over the old ones, more repeat them and
-            are scaled so that equal channels yield equal outputs.
+        in_channels: New number of channels. For one, the old ones are summed; for more, they are
+            repeated and scaled so that equal channels give equal outputs.
 
     Returns:
         [out, in_channels, *kernel].
@@ -110,7 +110,7 @@ def adapt_channels(weight: Tensor, in_channels: int) -> Tensor:
 
 
 def _fitted(state: Dict[str, Tensor], model: nn.Module) -> Dict[str, Tensor]:
-    """The entries with first convolution and linear layer for this model."""
+    """The entries, with first convolution and linear layer adapted to this model."""
     state, wanted = dict(state), model.state_dict()
     first = f'backbone.{first_convolution(model.backbone)}.weight'
     if first in state and first in wanted and state[first].shape[2:] == wanted[first].shape[2:]:
@@ -136,10 +136,10 @@ def load_pretrained(model: nn.Module, entry: Entry, path: Union[str, os.PathLike
     Args:
         model: The model.
         entry: Its network.
-        path: See there.
+        path: Its ``pretrained``.
 
     Raises:
-        CheckpointError: The file is missing, damaged, or of another network.
+        CheckpointError: The file is missing, damaged, or for another network.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise ValueError(f'pretrained must be a file or folder with weights, got {path!r}; none '

@@ -1,4 +1,4 @@
-"""Networks of the zoo on the Hugging Face hub, or in a folder of that form."""
+"""Networks of the zoo on the Hugging Face hub, or in a folder of the same form."""
 import os
 from typing import Optional, Union
 
@@ -19,16 +19,16 @@ class HubModel(ZooClassifier, PyTorchModelHubMixin, library_name='mmcontext',
     """A classifier of the zoo that can be saved to and loaded from the Hugging Face hub.
 
     ``HubModel.from_pretrained(FOLDER or 'user/name')``, ``model.save_pretrained(FOLDER)`` and
-    ``model.push_to_hub('user/name')`` are those of ``PyTorchModelHubMixin``: the arguments stand
+    ``model.push_to_hub('user/name')`` are those of ``PyTorchModelHubMixin``: the arguments are
     in config.json, the weights in model.safetensors, which ``create_model(name,
-    pretrained=FOLDER)`` reads too. Arguments given to ``from_pretrained`` go before those of
-    config.json; weights are then fitted, and wrong files refused, as by ``create_model``.
+    pretrained=FOLDER)`` reads too. Arguments given to ``from_pretrained`` override those of
+    config.json; weights are then adapted, and wrong files refused, as by ``create_model``.
 
     Args:
-        name: Name of the zoo.
+        name: Name in the zoo.
         num_classes: As for :func:`mmcontext.create_model`.
         in_channels: As there.
-        pretrained: As there; not kept in config.json.
+        pretrained: As there; not saved in config.json.
         **backbone_options: As there.
     """
 
@@ -41,7 +41,7 @@ class HubModel(ZooClassifier, PyTorchModelHubMixin, library_name='mmcontext',
         super().__init__(entry, num_classes, in_channels, **backbone_options)
         if pretrained is not None:
             load_pretrained(self, entry, pretrained)
-        # A path of this machine.
+        # A path on this machine.
         self._hub_mixin_config.pop('pretrained', None)
 
     @classmethod

@@ -22,7 +22,7 @@ TASKS = tuple(task for task, _ in _TASKS)
 
 
 class Entry(NamedTuple):
-    """A network of the zoo: its name, what the metafile says of it, and its config file."""
+    """A network of the zoo: its name, its entry in the metafile, and its config file."""
     name: str
     metadata: dict
     config: str
@@ -38,7 +38,7 @@ def root() -> str:
     """The folder with ``model-index.yml`` and ``configs``.
 
     Raises:
-        FileNotFoundError: mmcontext was put on the path without them.
+        FileNotFoundError: mmcontext is on the path without them.
     """
     package = osp.dirname(mmcontext.__file__)
     for folder in (osp.join(package, '.mim'), osp.dirname(package)):
@@ -68,13 +68,13 @@ def entries() -> Dict[str, Entry]:
 
 
 def find(name: str) -> Entry:
-    """The network of that name.
+    """The network with that name.
 
     Args:
-        name: A name of the zoo, where ``_imagenet`` may be left out; upper or lower case.
+        name: A name in the zoo, in upper or lower case; ``_imagenet`` may be left out.
 
     Raises:
-        ValueError: There is none; near names are told.
+        ValueError: There is none; similar names are listed.
     """
     known = entries()
     if not isinstance(name, str):
@@ -100,8 +100,8 @@ def list_models(pattern: Union[str, Sequence[str]] = '*',
     """Names of the zoo.
 
     Args:
-        pattern: Shell pattern of the names, such as ``'ced*'``, or several, of which one has to
-            fit. Defaults to all.
+        pattern: Shell pattern for the names, such as ``'ced*'``, or several, one of which must
+            match. Defaults to all.
         task: 'classification' (default), 'detection', 'segmentation', or None for all of them.
         exclude_filters: Pattern or patterns of names to leave out, such as ``'*_rsb-*'``.
 
@@ -118,14 +118,14 @@ def list_models(pattern: Union[str, Sequence[str]] = '*',
 
 
 def get_config(name: str) -> Config:
-    """The whole config of a network of the zoo.
+    """The complete config of a network of the zoo.
 
     Args:
         name: See :func:`find`.
 
     Raises:
         ValueError: There is no such network.
-        ImportError: The config builds on files of an mm library that is not installed.
+        ImportError: The config inherits from files of an mm library that is not installed.
     """
     entry = find(name)
     try:
@@ -136,7 +136,7 @@ def get_config(name: str) -> Config:
 
 
 def _kept_statements(tree: ast.Module, wanted: set) -> List[ast.stmt]:
-    """The assignments that the wanted names depend on."""
+    """The assignments on which the wanted names depend."""
     kept, wanted = [], set(wanted)
     for statement in reversed(tree.body):
         if not isinstance(statement, ast.Assign):
@@ -150,17 +150,17 @@ def _kept_statements(tree: ast.Module, wanted: set) -> List[ast.stmt]:
 
 
 def read_settings(path: str, *names: str) -> Config:
-    """Settings of a config file, without the mm library whose files it inherits.
+    """Settings of a config file, without the mm library from whose files it inherits.
 
-    ``Config.fromfile`` reads those files too, and so needs the library. What is asked for here
-    (the model of a classifier) is written in this package's own files.
+    ``Config.fromfile`` reads those files too, and so needs the library. The settings needed here
+    (the model of a classifier) are in this package's own files.
 
     Args:
         path: Config file.
         *names: Top-level settings to read.
 
     Returns:
-        Those that are there; one that builds on a setting of the library is left out.
+        Those that exist; one that is based on a setting of the library is left out.
     """
     with open(path) as file:
         tree = ast.parse(file.read(), path)
@@ -180,7 +180,7 @@ def read_settings(path: str, *names: str) -> Config:
         try:
             exec(compile(ast.Module(statements, []), path, 'exec'), namespace)
         except AttributeError:
-            # It changes what only the library's file holds.
+            # It changes a setting that exists only in the library's file.
             settings.pop(name, None)
             continue
         if name in namespace:

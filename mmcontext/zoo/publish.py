@@ -1,4 +1,4 @@
-"""A checkpoint of training as the file that others load: weights and where they come from."""
+"""Training checkpoints as files for others to load: weights and where they come from."""
 import hashlib
 import os.path as osp
 from typing import Mapping, Optional, Sequence
@@ -15,7 +15,7 @@ from mmcontext.zoo.index import get_config
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and values, in whatever order and file they are."""
+    """SHA-256 of names, types, shapes and values, independent of their order and file."""
     digest = hashlib.sha256()
     for key in sorted(state):
         value = state[key].detach().cpu().contiguous()
@@ -37,19 +37,19 @@ def _config_text(config: Optional[str], meta: Mapping) -> Optional[str]:
 
 def publish(source: str, destination: str, config: Optional[str] = None,
             classes: Optional[Sequence[str]] = None, origin: str = '', licence: str = '') -> str:
-    """Write the weights of a checkpoint as safetensors, without the state of its training.
+    """Write the weights of a checkpoint as safetensors, without its training state.
 
     Args:
-        source: A checkpoint of training, or a converted one.
+        source: A training checkpoint, or a converted one.
         destination: File to write, ``NAME.safetensors``; the first eight digits of the hash are
-            put in: ``NAME-1a2b3c4d.safetensors``.
-        config: Config file or name of the zoo; None for the config in the checkpoint.
+            inserted: ``NAME-1a2b3c4d.safetensors``.
+        config: Config file or name in the zoo; None for the config in the checkpoint.
         classes: Names of the classes; None for those in the checkpoint.
         origin: Where the weights come from: data, recipe, authors' file.
         licence: Licence of the weights.
 
     Returns:
-        The file written. Its metadata are ``cfg`` (the config's text, which mm inferencers read),
+        The file written. Its metadata are ``cfg`` (the config's text, read by mm inferencers),
         ``dataset_meta`` (classes and palette), ``hash``, ``source``, ``licence``, and the version
         of mmcontext, epoch and iteration.
 

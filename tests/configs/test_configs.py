@@ -1,4 +1,4 @@
-"""Every config under configs/ describes something that can be built."""
+"""Everything described by the configs in configs/ can be built."""
 import copy
 from itertools import product
 from pathlib import Path
@@ -30,7 +30,7 @@ CONFIGS = sorted(
 
 PARAMS = {f'{"se_cotnetd" if family == "SECoTNetD" else family.lower()}{depth}': millions
           for (family, depth), millions in MILLIONS.items()}
-# Published giga multiply-adds; test_zoo.py holds the zoo's figures of the others to theirs.
+# Published giga multiply-adds; test_zoo.py compares the zoo's figures for the others with theirs.
 FLOPS = {
     'rednet26': 1.7, 'rednet38': 2.2, 'rednet50': 2.7, 'cednet50': 2.9, 'cotnet50': 3.3,
     'cotnext50': 4.3, 'se_cotnetd50': 4.1,
@@ -56,7 +56,7 @@ ZOO = {model['Config']: model['Metadata']
 
 @pytest.fixture
 def no_initial_values(monkeypatch):
-    """Layers keep the memory they are given: building is about structure here."""
+    """Layers are not initialised: building is about structure here."""
     for name in ('uniform_', 'normal_', 'trunc_normal_', 'kaiming_uniform_', 'kaiming_normal_',
                  'xavier_uniform_', 'xavier_normal_'):
         monkeypatch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
@@ -87,13 +87,13 @@ def parameters(model: nn.Module) -> int:
 @pytest.mark.parametrize('name', CONFIGS)
 def test_config_builds(name, no_initial_values):
     cfg = load(name)
-    # Any program that starts it then has what the tools have.
+    # So that any program that starts it has the features of the tools.
     assert RUNNERS.get(cfg.runner_type) is ContextRunner
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
         options = copy.deepcopy(cfg.optim_wrapper)
         if options.get('type') == 'AmpOptimWrapper' and not torch.cuda.is_available():
-            # mmengine builds this wrapper only where there is an accelerator.
+            # mmengine builds this wrapper only if there is an accelerator.
             options.type = 'OptimWrapper'
             options.pop('loss_scale')
         wrapper = build_optim_wrapper(model, options)

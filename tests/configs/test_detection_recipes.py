@@ -1,4 +1,4 @@
-"""The COCO configs train the published way, and count the published parameters."""
+"""The COCO configs follow the published training and have the published parameters."""
 import pytest
 import torch
 from common import ROOT, load_tool
@@ -13,8 +13,8 @@ OPERATORS = {
     'cednet': ('cednet50', 'CVolution2d'), 'ccnn': ('ckresnet50', 'SeparableFlexConv2d'),
 }
 # Millions of trained parameters: the authors' counter leaves out the frozen stem and stage. The
-# C-volution paper prints 29.8 for the Faster R-CNN; its Mask R-CNN, which has the 2.64 of the
-# mask head on top, is printed as 33.4.
+# C-volution paper reports 29.8 for the Faster R-CNN; its Mask R-CNN, which has the 2.64 of the
+# mask head in addition, is reported as 33.4.
 PUBLISHED = {
     'rednet/faster_rcnn_rednet50_fpn': 31.6, 'rednet/faster_rcnn_rednet50_neck_fpn': 29.5,
     'rednet/mask_rcnn_rednet50_fpn': 34.2, 'rednet/mask_rcnn_rednet50_neck_fpn': 32.2,

@@ -1,4 +1,4 @@
-"""The ImageNet configs carry the authors' recipes, and every option takes effect."""
+"""The ImageNet configs have the authors' recipes, and every option takes effect."""
 import copy
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def test_step_recipe(name):
     assert (optimizer.type, optimizer.momentum, optimizer.weight_decay) == ('SGD', 0.9, 1e-4)
     assert not optimizer.get('nesterov', False)
     rates = learning_rates(cfg, 1)[:, 0]
-    # Each step multiplies, and rounds, in float64.
+    # Each step multiplies and rounds in float64.
     np.testing.assert_allclose(
         rates, [0.1] * 30 + [0.01] * 30 + [0.001] * 20 + [0.0001] * 10, rtol=1e-12)
     assert pipeline(cfg, 'val')(image())['inputs'].shape == (3, 224, 224)
@@ -161,7 +161,7 @@ def test_cotnet_recipe(name):
     rates = learning_rates(cfg, 2)
     assert len(rates) == 350 and (rates[:, 0] == rates[:, 1]).all()
     rates, epochs = rates[:, 0], np.arange(350)
-    # The authors' steps, and their cosine from the first epoch on.
+    # The authors' steps, and their cosine starting at the first epoch.
     np.testing.assert_allclose(rates[:5], 1e-4 + epochs[:5] * (lr - 1e-4) / 5, rtol=1e-3)
     cosine = 1e-5 + (lr - 1e-5) * (1 + np.cos(np.pi * epochs / 350)) / 2
     np.testing.assert_allclose(rates[5:], cosine[5:], rtol=1e-3)
@@ -185,7 +185,7 @@ def test_cotnet_regularisation():
     augments = preprocessor.batch_augments
     assert [(type(a).__name__, a.alpha) for a in augments.augments] == [
         ('Mixup', 0.8), ('CutMix', 1.0)]
-    assert augments.probs is None  # chosen evenly
+    assert augments.probs is None  # equally likely
 
 
 def test_cotnet_rand_augment():
@@ -195,7 +195,7 @@ def test_cotnet_rand_augment():
     rotate = next(t for t in augment.transforms if type(t).__name__ == 'Rotate')
     np.random.seed(0)
     degrees = np.array([rotate.random_magnitude() for _ in range(2000)])
-    # N(15, 0.5) cut at 15, where level 10 is a rotation by 30 degrees.
+    # N(15, 0.5) clipped at 15; level 10 is a rotation by 30 degrees.
     assert degrees.max() == 45 and 0.45 < (degrees == 45).mean() < 0.55
     # 2000 draws.
     assert np.std(45 - degrees[degrees < 45]) == pytest.approx(3 * 0.5 * 0.603, rel=0.1)
@@ -205,7 +205,7 @@ def test_cotnet_rand_augment():
     for transform in augment.transforms:
         transform.prob = 1.
         out = transform(dict(img=source.copy(), img_shape=source.shape[:2]))['img']
-        # Solarize's threshold lies above 255 at this level: the authors' code has it so.
+        # Solarize's threshold is above 255 at this level, as in the authors' code.
         unchanged = np.array_equal(out, source)
         assert unchanged == (type(transform).__name__ == 'Solarize'), type(transform).__name__
 

@@ -1,6 +1,6 @@
-"""Every tensor of every network starts as the authors' code draws it.
+"""Every tensor of every network is initialised as in the authors' code.
 
-`initialisation.yml` says how; here stand the mean, deviation and kurtosis of those words.
+`initialisation.yml` says how; here are the mean, standard deviation and kurtosis for its terms.
 """
 import math
 import re
@@ -14,11 +14,11 @@ from mmengine.registry import MODELS, init_default_scope
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = yaml.safe_load((Path(__file__).parent / 'initialisation.yml').read_text())
-# Base width in the test; the others cannot be narrower than they are.
+# Base width in the test; the others cannot be narrower.
 WIDTHS = dict(coresnet=16, cotnet=16, se_cotnetd=16, cotnext=32, rednet=32, cednet=32)
 FAMILIES = dict(coconv='resnet', pyconv='resnet', cotnet='cotnet', rednet='rednet',
                 cednet='rednet', ccnn='ccnn')
-# The 320-pixel and augmented recipes and those of other authors train the same networks.
+# The 320-pixel and augmented recipes and those by other authors train the same networks.
 NETWORKS = sorted(
     path for path in ROOT.glob('configs/*/*_imagenet.py')
     if path.parent.name in FAMILIES and not re.search('320|augment|rsb|ckresnet', path.stem))
@@ -29,14 +29,14 @@ CCNNS = sorted(path for path in ROOT.glob('configs/ccnn/ccnn_[46]_*.py')
                if 'modelnet' not in path.stem)
 # Standard errors. There are about 20000 tensors, and the seed is fixed.
 ERRORS = 6
-# Of larger tensors the first values.
+# Of larger tensors only the first values are tested.
 SAMPLE = 2**15
 NORMAL, UNIFORM = 3., 1.8
 
 
 @pytest.fixture(autouse=True)
 def no_records(monkeypatch):
-    """mmengine's record of what initialised what, which takes most of the time."""
+    """Disable mmengine's record of initialisations, which takes most of the time."""
     for module in ('base_module', 'weight_init'):
         monkeypatch.setattr(f'mmengine.model.{module}.update_init_info', lambda *a, **k: None)
 
@@ -46,7 +46,7 @@ def fan_in_of(name, tensors):
 
 
 def moments(word, name, tensors, settings):
-    """Mean, deviation and kurtosis."""
+    """Mean, standard deviation and kurtosis."""
     tensor = tensors[name]
     if word in ('zero', 'one'):
         return float(word == 'one'), 0., NORMAL
@@ -77,7 +77,7 @@ def moments(word, name, tensors, settings):
 
 
 def draw_nothing(layer):
-    """In place of torch's draw in the constructor: it takes time, and what stays shows."""
+    """Replaces torch's draw in the constructor, to save time and to reveal what stays unset."""
     for parameter in layer.parameters():
         torch.nn.init.constant_(parameter, math.nan)
 
@@ -106,7 +106,7 @@ def check(model, family, settings=None):
 
 
 def close(scores, kurtosis, name):
-    """Mean 0 and deviation 1 within the sampling error."""
+    """Mean 0 and standard deviation 1 within the sampling error."""
     assert abs(scores.mean()) < ERRORS / math.sqrt(scores.numel()), name
     error = math.sqrt((kurtosis - 1) / scores.numel())
     assert abs(scores.square().mean() - 1) < ERRORS * error, name

@@ -1,6 +1,6 @@
 """The modern recipes run: two iterations of narrow networks with their own pipelines.
 
-Here for a network a recipe; ``classify`` and ``detect`` take any of their configs and any images.
+Here with one network per recipe; ``classify`` and ``detect`` accept any of the configs and images.
 """
 import json
 import math
@@ -22,7 +22,7 @@ DETECTORS = sorted(ROOT.glob('configs/*/*_ms_3x_adamw_coco.py'))
 TRAINED = [ROOT / f'configs/{name}' for name in (
     'coconv/coresnet50_rsb-a2_imagenet.py', 'cotnet/cotnet50_rsb-a3_imagenet.py',
     'rednet/mask_rcnn_rednet50_fpn_ms_3x_adamw_coco.py')]
-# Width of the first stage; PyConv cannot be narrower than it is.
+# Width of the first stage; PyConv cannot be narrower.
 WIDTHS = dict(coresnet50=16, cotnet50=16, rednet50=32, cednet50=32, ckresnet50=16, resnet50=16)
 
 
@@ -98,7 +98,7 @@ def photos(tmp_path_factory):
 def test_classifier_trains(path, photos):
     pytest.importorskip('mmpretrain')
     losses = classify(path, photos)
-    # Binary cross-entropy at the start, which mmpretrain adds up over the 1000 classes.
+    # Initial binary cross-entropy, which mmpretrain sums over the 1000 classes.
     assert losses[0] == pytest.approx(1000 * math.log(2), rel=0.15)
     assert math.isfinite(losses[1])
 

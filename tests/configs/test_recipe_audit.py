@@ -1,4 +1,4 @@
-"""The tables of the authors' recipes hold what the configs resolve to."""
+"""The tables of the authors' recipes agree with the resolved configs."""
 import pytest
 from common import ROOT, load_tool
 from mmengine.config import Config

@@ -1,4 +1,4 @@
-"""What the published recipe of PyConvSegNet says, and what its pipelines yield."""
+"""The published recipe of PyConvSegNet, and the results of its pipelines."""
 from pathlib import Path
 
 import cv2
@@ -93,6 +93,6 @@ def test_ade20k_training_pipeline(tmp_path):
     pixels, labels = sample['inputs'], sample['data_samples'].gt_sem_seg.data
     assert pixels.shape[1:] == labels.shape[1:]
     assert set(labels.unique().tolist()) <= {*range(150), 255}
-    # Corners that the rotation uncovered hold the mean pixel (BGR) and no label.
+    # Corners uncovered by the rotation have the mean pixel (BGR) and no label.
     uncovered = (pixels == torch.tensor([104, 116, 124]).view(3, 1, 1)).all(0)
     assert uncovered.any() and (labels[0][uncovered] == 255).all()

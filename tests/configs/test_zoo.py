@@ -52,7 +52,7 @@ def test_readme_links_every_config(path):
 def test_figures_of_a_model(name):
     folder, model = MODELS[name]
     metadata = model['Metadata']
-    # Whatever accuracy stands here is quoted.
+    # All accuracies here are quoted.
     assert ('Results' in model) == (metadata.get('Results From') == 'paper')
     reference = metadata.get('Reference Parameters (M)')
     if reference:

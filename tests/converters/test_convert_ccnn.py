@@ -39,7 +39,7 @@ def conv_keys(dim, channels, out_channels, net):
 
 
 def authors_checkpoint(dim, net='MAGNet', block='s4', pool_after=()):
-    """A checkpoint as the authors' code names things, with 2 blocks of 5 channels."""
+    """A checkpoint with the names of the authors' code, with 2 blocks of 5 channels."""
     keys = {}
 
     def norm(name):

@@ -16,7 +16,7 @@ CONFIGS = osp.join(ROOT, 'configs')
 
 @pytest.fixture(scope='module')
 def coresnet50():
-    """Authors' entries of CoResNet-50, under the names of their code."""
+    """The authors' entries of CoResNet-50, with the names of their code."""
     state = {}
 
     def norm(name, width):

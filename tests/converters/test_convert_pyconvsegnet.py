@@ -39,7 +39,7 @@ def backbone(pyramidal):
             state[f'{name}.conv3.weight'] = torch.rand(4 * width, width, 1, 1)
             norm(state, f'{name}.bn3', 4 * width)
             if block == 0:
-                # A pool stands first where the pyramidal network has a stride.
+                # A pool comes first if the pyramidal network has a stride.
                 first = 1 if pyramidal else 0
                 state[f'{name}.downsample.{first}.weight'] = torch.rand(4 * width, channels, 1, 1)
                 norm(state, f'{name}.downsample.{first + 1}', 4 * width)

@@ -85,7 +85,7 @@ def test_every_config_exists():
 
 
 def test_an_imagenet_checkpoint_initialises_a_detector(tmp_path):
-    """What the COCO configs do: init_cfg with the prefix of the backbone."""
+    """As in the COCO configs: init_cfg with the prefix of the backbone."""
     from mmengine.registry import MODELS
     backbone = dict(type='mmcontext.CedNet', depth=26, base_channels=32,
                     out_indices=(0, 1, 2, 3))

@@ -148,7 +148,7 @@ def test_listops(tmp_path):
         text = 'Source\tTarget\n' + ''.join(f'{s}\t{t}\n' for s, t in samples)
         (tmp_path / f'basic_{split}.tsv').write_text(text)
     train = build('LRAListOps', tmp_path, max_length=8, pipeline=PACK)
-    # By count, then by code point: 1 and X twice; 3 4 [MAX [MIN once. 2 ends.
+    # By count, then by code point: 1 and X twice; 3 4 [MAX [MIN once. 2 is the end.
     ids = dict(zip(['1', 'X', '3', '4', '[MAX', '[MIN'], range(3, 9)))
     expected = [0, 0, 0, ids['[MAX'], ids['4'], ids['3'], ids['X'], 2]
     assert train[0]['inputs'].tolist() == [expected]

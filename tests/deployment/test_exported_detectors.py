@@ -1,4 +1,4 @@
-"""Narrow detectors: for the batch what mmdet finds image by image, exported or not."""
+"""Narrow detectors: for a batch the same results as mmdet image by image, exported or not."""
 import cv2
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def _box_head(original: dict, **others) -> dict:
 
 
 def _cfg(tmp_path, base: str) -> Config:
-    """mmdet's model with a narrow backbone of ours."""
+    """mmdet's model with one of our backbones, narrow."""
     path = tmp_path / 'narrow.py'
     path.write_text(f"_base_ = 'mmdet::_base_/models/{base}.py'\ndefault_scope = 'mmdet'\n")
     cfg = Config.fromfile(path)
@@ -107,7 +107,7 @@ def test_detector_in_float16_keeps_the_pixels_of_its_boxes(tmp_path):
     quantize_onnx.keep_metadata(path, half)
     images = torch.from_numpy(_images(2, 64, 1300))
     expected, found = OnnxGraph(path)(images), OnnxGraph(half)(images)
-    # Beyond 1024 pixels float16 has whole numbers alone.
+    # Above 1024 pixels float16 has only integers.
     far = found['boxes'][(found['boxes'] > 1024) & (found['boxes'] < 1300)]
     assert far.size and (far % 1 != 0).mean() > 0.9
     # float16.

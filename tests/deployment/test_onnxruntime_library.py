@@ -19,13 +19,13 @@ from mmcontext.ops.local_aggregation.reference import aggregate
 from mmcontext.utils.errors import UserError
 
 onnxruntime = pytest.importorskip('onnxruntime')
-# Shares of the largest value.
+# Relative to the largest value.
 TOLERANCES = {torch.float32: 1e-6, torch.float16: 1e-3, torch.float64: 1e-14}
 
 
 @pytest.fixture(scope='module')
 def library(tmp_path_factory):
-    """The library, compiled without optimisation as that takes a tenth of the time."""
+    """The library, compiled without optimisation, which takes a tenth of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('CXXFLAGS', '-O0')
         patch.setenv('MMCONTEXT_KERNEL_CACHE', str(tmp_path_factory.mktemp('cache')))
@@ -74,7 +74,7 @@ def test_operator_equals_definition(kernel_size, stride, padding, dilation, size
         geometry = Geometry(kernel_size, stride, padding, dilation, interleaved)
         session = _session(geometry, _operands(geometry, size, dtype), str(tmp_path / 'y.onnx'),
                            library, threads=1 + interleaved)
-        # Another batch and size than it was traced with.
+        # A batch and size other than those of the trace.
         for batch, grown in ((1, size), (3, tuple(side + 4 for side in size))):
             x, w = _operands(geometry, grown, dtype, batch)
             y, = session.run(None, {'x': x.numpy(), 'w': w.numpy()})
@@ -114,7 +114,7 @@ def test_tools_write_compare_and_run_it(library, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert f'it needs {tmp_path / LIBRARY_NAME}' in out and out.count('logits differ by') == 2
     nodes = pytest.importorskip('onnx').load(model).graph.node
-    # One for each of its eight blocks, and the stem's.
+    # One for each of its eight blocks, and one for the stem.
     assert [node.domain for node in nodes].count(DOMAIN) == 9
     cv2.imwrite(str(tmp_path / 'image.png'), np.zeros((40, 40, 3), np.uint8))
     command = [sys.executable, str(ROOT / 'tools/deployment/infer_onnx.py'), model,

@@ -1,4 +1,4 @@
-"""What stands in for upstream functions, against them on random input."""
+"""Replacements of upstream functions, compared with them on random input."""
 import numpy as np
 import pytest
 import torch
@@ -28,7 +28,7 @@ def _boxes(count: int, *batch: int) -> torch.Tensor:
 
 
 def _run(module: nn.Module, example: tuple, inputs: tuple, path: str, axes: dict) -> list:
-    """Outputs of a module that was exported with other inputs."""
+    """Outputs of a module that was exported with different inputs."""
     onnxruntime = pytest.importorskip('onnxruntime')
     options = dict(dynamo=False) if torch.__version__ >= (2, 5) else {}
     with exportable(), torch.no_grad():

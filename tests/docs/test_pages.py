@@ -1,4 +1,4 @@
-"""The pages that readers copy from: their code runs."""
+"""The code on the pages that readers copy from runs."""
 import json
 import os
 import re
@@ -57,7 +57,7 @@ def write_maps(root):
 
 
 def small(value):
-    """Pipelines for small images."""
+    """A pipeline adapted to small images."""
     if isinstance(value, dict):
         return {key: (64, 64) if key in ('scale', 'crop_size') and not isinstance(inner, int)
                 else 32 if key in ('scale', 'crop_size') else small(inner)

@@ -1,7 +1,7 @@
 """The class check stops none of the configs that mmdet, mmseg and mmpretrain ship.
 
-Models are not built: a tree of modules of the same names, with the classes that the config, or
-else the class of the module, says.
+Models are not built: they are replaced by trees of modules with the same names, and with the
+number of classes given by the config, or else by the module's class.
 """
 import ast
 import copy
@@ -25,7 +25,7 @@ _BASE = re.compile(r"""(['"]?)\{\{\s*_base_\.([\w.]+)\s*\}\}\1|(?<![\w.])_base_\
 
 @functools.lru_cache(None)
 def load(path):
-    """The variables of a config: mmengine takes a tenth of a second a file, for its bases too."""
+    """The variables of a config: mmengine takes a tenth of a second per file, including bases."""
     text = Path(path).read_text()
     bases = []
     for statement in ast.parse(re.sub(r'\{\{.*?\}\}', '0', text)).body:
@@ -50,7 +50,7 @@ def configs_of(package):
 
 
 def stock_configs(package):
-    """Config by path, and the paths of those that mmengine cannot read either."""
+    """Configs by path, and the paths of those that even mmengine cannot read."""
     configs, broken = {}, []
     for path in sorted(Path(configs_of(package)).rglob('*.py')):
         if '_base_' in path.parts:
@@ -66,7 +66,7 @@ def stock_configs(package):
 
 
 def count_of(cfg, models):
-    """num_classes of the module that a config describes; None for none."""
+    """num_classes of the module described by a config, or None."""
     kind = models.get(cfg['type']) if isinstance(cfg.get('type'), str) else cfg.get('type')
     if 'num_classes' in cfg:
         return cfg['num_classes']
@@ -75,7 +75,7 @@ def count_of(cfg, models):
 
 
 def tree(cfg, models):
-    """Modules named as those of the model that a config describes."""
+    """Modules with the names of those in the model described by a config."""
     module = nn.Module()
     module.__class__ = type(str(cfg.get('type')), (nn.Module, ), {})
     module.num_classes = count_of(cfg, models)
@@ -104,7 +104,7 @@ def dataset(cfg, datasets):
 
 
 def checked(cfg, registry):
-    """Check training and validation as the hook does; whether there was a number to check."""
+    """Check training and validation as in the hook; whether there was a number to check."""
     model, numbers = tree(cfg['model'], registry.MODELS), 0
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(loader)
@@ -117,7 +117,7 @@ def checked(cfg, registry):
 
 
 def names_classes(cfg, registry, video):
-    """Whether images of the config have classes that are known without their files."""
+    """Whether the classes of the config's data are known without its files."""
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(loader)
         for item in loader if isinstance(loader, list) else [loader]:
@@ -130,7 +130,7 @@ def names_classes(cfg, registry, video):
 
 
 def wrong_copies(cfg):
-    """The config with one box or mask head of a class too many, once for every such head."""
+    """Copies of the config in which one box or mask head has a class too many, one per head."""
     def walk(node, path):
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
             if isinstance(value, (dict, list)):

@@ -51,9 +51,9 @@ def test_a_compiled_backbone_trains_as_an_eager_one(tmp_path):
     torch._dynamo.reset()
     actual, compiled = trained(tmp_path / 'compiled',
                                dict(type='mmcontext.CompileHook', backend=backend))
-    assert 1 <= len(graphs) <= 2  # one a size at most: the backbone is one graph
+    assert 1 <= len(graphs) <= 2  # at most one per size: the backbone is one graph
     assert list(compiled) == list(weights)
-    # float32 in another order of sums, which the training carries on.
+    # float32 with another order of sums, whose errors accumulate in training.
     assert_close(actual, losses, rtol=1e-5, atol=0)
     for name, value in weights.items():
         assert_close(compiled[name], value, rtol=1e-4, atol=1e-6, msg=name)

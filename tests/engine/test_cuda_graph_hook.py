@@ -1,4 +1,4 @@
-"""What of CUDA graphs needs no GPU: which calls get one, and that everything else stays."""
+"""CUDA graphs without a GPU: which calls get one, and that everything else is unchanged."""
 import pytest
 import torch
 from mmengine.model import BaseModel
@@ -35,7 +35,7 @@ def train(work_dir, hook, **wrapper):
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    """Tensors of the CPU get graphs, which are plain calls; a list of (size, replays)."""
+    """CPU tensors get graphs, which are plain calls; returns a list of (size, replays)."""
     captured = []
 
     def capture(module, forward, x, warmup):
@@ -56,7 +56,7 @@ def on_cpu(monkeypatch):
 
 def test_sizes_that_come_twice_get_graphs_until_there_are_enough(tmp_path, on_cpu):
     model = train(tmp_path, dict(type='mmcontext.CudaGraphHook', most_sizes=2))
-    # The first call of a size is eager; 7 is one size too many.
+    # The first call for a size is eager; 7 is one size too many.
     assert on_cpu == [[8, 3], [9, 2]]
     assert 'forward' not in model.backbone.__dict__  # gone after training
 

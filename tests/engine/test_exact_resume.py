@@ -1,4 +1,4 @@
-"""Runs that stop anywhere and resume end as if they had not, to the last bit."""
+"""Runs that stop anywhere and resume end as if they had not stopped, bit for bit."""
 import logging
 import os
 import pickle
@@ -26,7 +26,7 @@ from mmcontext.utils.dist import leave_process_group
 
 @DATASETS.register_module()
 class NoisyPoints(Dataset):
-    """22 points, augmented with all three sources of random numbers."""
+    """22 points, augmented with random numbers from all three sources."""
     loaded = 0
 
     def __len__(self):
@@ -65,7 +65,7 @@ class FirstOutput(BaseMetric):
 
 @HOOKS.register_module()
 class StopAt(Hook):
-    """Stops as Ctrl-C does, so that the run can be resumed in this process."""
+    """Stops like Ctrl-C, so that the run can be resumed in this process."""
 
     def __init__(self, iteration):
         self.iteration = iteration
@@ -77,7 +77,7 @@ class StopAt(Hook):
 
 @HOOKS.register_module()
 class StopInValidation(StopAt):
-    """The same in the validation after an iteration."""
+    """The same during the validation after an iteration."""
 
     def after_train_iter(self, runner, *args, **kwargs):
         pass
@@ -97,7 +97,7 @@ ITERATIONS = dict(
     train_dataloader=dict(sampler=dict(type='InfiniteSampler')),
     default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=3, by_epoch=False)))
 FINITE = dict(ITERATIONS, train_dataloader=dict(sampler=dict(type='DefaultSampler')))
-# mmengine shares its message hub among runs of one name.
+# mmengine shares its message hub among runs with the same name.
 RUNS = count()
 WORKERS = dict(train_dataloader=dict(num_workers=2, persistent_workers=True))
 
@@ -142,7 +142,7 @@ def stop_and_resume(folder, stop, *changes, where='StopAt', **resumed):
 
 
 def assert_equal(a, b, path=''):
-    """Nested containers are equal, tensors to the bit."""
+    """Nested containers are equal, tensors bit for bit."""
     assert type(a) is type(b), path
     if isinstance(a, dict):
         assert list(a) == list(b), path
@@ -154,7 +154,7 @@ def assert_equal(a, b, path=''):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, path
 
 
-# An epoch has 6 batches, and every fourth makes a step.
+# An epoch has 6 batches, with a step after every fourth.
 @pytest.mark.parametrize('stop, changes', [
     (15, (EPOCHS, WORKERS)), (11, (INSIDE_EPOCHS, )), (7, (INSIDE_EPOCHS, WORKERS)),
     (11, (ITERATIONS, WORKERS)), (19, (ITERATIONS, )), (17, (FINITE, WORKERS)), (8, (FINITE, ))])
@@ -167,7 +167,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, stop, changes):
     assert_equal(last(tmp_path / 'stopped'), whole)
 
 
-# Checkpoints are saved before the validation that is due with them.
+# Checkpoints are saved before the validation that is due at the same time.
 @pytest.mark.parametrize('stop, changes', [(12, EPOCHS), (24, EPOCHS), (12, ITERATIONS),
                                            (20, ITERATIONS)])
 def test_a_validation_that_was_cut_short_is_made_up_for(tmp_path, stop, changes):
@@ -206,7 +206,7 @@ def test_an_unseeded_run_keeps_its_seed(tmp_path):
 
 
 def warnings_of(runner, caplog):
-    # mmengine's loggers call their own handlers alone.
+    # mmengine's loggers call only their own handlers.
     runner.logger.addHandler(caplog.handler)
     runner.train()
     return [record.message for record in caplog.records if record.levelno == logging.WARNING]
@@ -231,14 +231,14 @@ def test_another_epoch_length_resumes_and_says_so(tmp_path, caplog):
     runner = ContextRunner.from_cfg(config(
         tmp_path / 'b', EPOCHS, resume=True, load_from=str(tmp_path / 'a/epoch_2.pth'),
         train_dataloader=dict(batch_size=6),
-        # (mmengine's counting of accumulated gradients ends with the iterations first planned.)
+        # (mmengine counts accumulated gradients only up to the iterations planned at first.)
         optim_wrapper=dict(accumulative_counts=1)))
     assert any(message.startswith('An epoch had 6 batches, and now it has 4: ')
                for message in warnings_of(runner, caplog))
 
 
 def test_mmengines_own_runner(tmp_path):
-    """It takes the loop by name, and reads checkpoints with the state without it."""
+    """It accepts the loop by name, and without the loop it reads checkpoints with the state."""
     loop = dict(train_cfg=dict(type='mmcontext.ResumableEpochLoop', max_epochs=4))
     hooks = dict(default_hooks=EPOCHS['default_hooks'])
     for name, changes in (('whole', {}), ('resumed', dict(
@@ -260,7 +260,7 @@ def test_the_state_of_best_checkpoints_and_of_pending_gradients(tmp_path):
     best, = (tmp_path / 'run').glob('best_*.pth')
     checkpoint = torch.load(best, weights_only=True)
     process, = checkpoint['resume_state']['processes']
-    # 6 or 18 iterations are not divisible by 4, nor is it a step at the end.
+    # 6 and 18 iterations are not divisible by 4, and are not the last, which makes a step too.
     pending = checkpoint['meta']['iter'] in (6, 18)
     names = [name for name, _ in DropoutNet().named_parameters()]
     assert list(process['gradients']) == (names if pending else [])
@@ -293,6 +293,6 @@ def test_two_processes_end_with_the_same_bits(tmp_path):
     for name in ('epochs', 'iterations'):
         whole = last(tmp_path / f'{name}_whole')
         first, second = whole['resume_state']['processes']
-        # Without SyncBN the second process has statistics of its own.
+        # Without SyncBN the second process has its own statistics.
         assert '0.layers.1.running_mean' in second['buffers'] and not first['buffers']
         assert_equal(last(tmp_path / f'{name}_stopped'), whole)

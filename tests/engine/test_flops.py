@@ -29,7 +29,7 @@ def test_cvolution_counts_the_convolution_of_its_gate():
     # 3x3 with padding 3: the output is 4 larger than the input.
     assert counts['conv'] - involution['conv'] == 16 * 24 * 32 * 2 * 9
     assert counts['local_aggregation'] == involution['local_aggregation']
-    # and the layer is left with its shortcut
+    # and the layer still has its shortcut afterwards
     assert 'gate_values' not in vars(layer)
 
 

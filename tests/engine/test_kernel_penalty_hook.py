@@ -17,7 +17,7 @@ from mmcontext.utils.dist import leave_process_group
 
 
 class Net(BaseModel):
-    """Two continuous layers (one of them recomputed if asked to) and a linear one."""
+    """Two continuous layers (one of them optionally recomputed) and a linear one."""
 
     def __init__(self, recompute=None):
         super().__init__()
@@ -38,7 +38,7 @@ class Net(BaseModel):
 
 
 def by_hand(net):
-    """The sum as the paper has it, in float64."""
+    """The sum as in the paper, in float64."""
     total = sum(layer.sample_kernel().double().square().sum().sqrt()
                 for layer in (net.first, net.second))
     return total + sum(p.double().square().sum().sqrt() for name, p in net.named_parameters()
@@ -56,7 +56,7 @@ def test_loss_and_gradients(x, recompute):
     net(x)
     for name, p in net.named_parameters():
         if name.endswith('bias'):
-            nn.init.normal_(p)  # the norm by hand has no gradient at zero
+            nn.init.normal_(p)  # the norm computed by hand has no gradient at zero
     reference = copy.deepcopy(net)
     reference.recompute = None
     hook = KernelPenaltyHook(0.1)
@@ -68,7 +68,7 @@ def test_loss_and_gradients(x, recompute):
     sum(losses.values()).backward()
     (reference(x, mode='loss')['loss'] + expected).backward()
     for (name, mine), theirs in zip(net.named_parameters(), reference.parameters()):
-        # float32 beside the sums of `by_hand` in float64.
+        # float32, compared with the sums of `by_hand` in float64.
         assert_close(mine.grad, theirs.grad, msg=name, rtol=1e-4, atol=1e-7)
 
 
@@ -154,7 +154,7 @@ def test_in_a_runner(tmp_path, optim):
 
 
 def test_accumulation_averages_the_penalty(x):
-    """Two accumulated steps on the same batch equal one step on it."""
+    """Two accumulated iterations on the same batch equal one iteration on it."""
     nets = [Net()]
     nets[0](x)
     nets.append(copy.deepcopy(nets[0]))

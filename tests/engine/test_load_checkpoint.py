@@ -1,4 +1,4 @@
-"""Which weights ContextRunner tests and resumes with."""
+"""The weights with which ContextRunner tests and resumes."""
 import pytest
 import torch
 from mmengine.model import BaseModel, BaseTTAModel

@@ -12,7 +12,7 @@ DATA = torch.randn(24, 3, generator=torch.Generator().manual_seed(0), dtype=torc
 
 
 class Net(BaseModel):
-    """Two norms, one of them fixed."""
+    """Two norms, one of them frozen."""
 
     def __init__(self):
         super().__init__()
@@ -59,7 +59,7 @@ def test_no_batch_and_no_norm():
 
 
 class Watch(Hook):
-    """The statistics that a validation meets, and those of its weights."""
+    """Records the statistics during validation, and those expected for its weights."""
 
     def __init__(self):
         self.seen = []

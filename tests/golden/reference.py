@@ -1,4 +1,4 @@
-"""Weights and inputs that are a function of names and shapes alone, as the golden tensors used."""
+"""The weights and inputs of the golden tensors, which depend only on names and shapes."""
 import zlib
 
 import numpy as np

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(not GOLDEN, reason='MMCONTEXT_GOLDEN names no fo
 
 
 def continuous_value(key, shape, config):
-    """Values of the entries that are special to continuous networks, else the common ones."""
+    """Values of the entries specific to continuous networks, else the common ones."""
     conv = config.model.backbone.conv_cfg
     r = np.random.RandomState(zlib.crc32(key.encode()) & 0x7fffffff)
     leaf = key.rsplit('.', 1)[-1]
@@ -66,7 +66,7 @@ def test_logits_equal_the_authors(name, method, tmp_path):
         facts = json.load(file)
     expected = np.load(osp.join(GOLDEN, f'{name}.npz'))
     config = Config.fromfile(osp.join(CONFIGS, 'ccnn', f'{name}.py'))
-    # The published networks differ in the initial mask; the tensors were made with these.
+    # The published networks differ in the initial mask; the tensors were computed with these.
     config.model.backbone.conv_cfg.mask_cfg.init = 0.75 if name == 'ccnn_4_140_cifar10' else 0.075
     state = {key: continuous_value(key, tuple(shape), config)
              for key, shape in facts['keys'].items()}

@@ -38,7 +38,7 @@ def test_losses_and_logits_equal_the_authors(name, tmp_path):
     convert_checkpoint(str(tmp_path / 'authors.pth'), str(tmp_path / 'ours.pth'), name, CONFIGS)
     checkpoint = torch.load(tmp_path / 'ours.pth', weights_only=True)
     config = Config.fromfile(osp.join(CONFIGS, 'pyconv', f'{name}_cityscapes.py'))
-    # What the authors' figures are: whole images, one process, the plain auxiliary loss.
+    # As for the authors' tensors: whole images, one process, the plain auxiliary loss.
     config.merge_from_dict({
         'model.test_cfg': dict(mode='whole'),
         'model.auxiliary_head.loss_decode.loss_weight': 1.0,

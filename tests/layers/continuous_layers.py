@@ -1,4 +1,4 @@
-"""Small continuous convolutions, as several tests build them."""
+"""Small continuous convolutions for several tests."""
 import copy
 
 import torch
@@ -13,7 +13,7 @@ FAMILIES = ['CKConv', 'SeparableCKConv', 'FlexConv', 'SeparableFlexConv']
 def build(name, dim, *args, **kwargs):
     kwargs.setdefault('kernel_cfg', KERNEL)
     if 'Flex' in name:
-        # Wide enough that kernels of a few taps keep some.
+        # Wide enough that kernels with few taps keep some.
         kwargs.setdefault('mask_cfg', dict(init=0.5))
     return getattr(layers, f'{name}{dim}d')(*args, **kwargs).double()
 

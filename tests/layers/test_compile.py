@@ -36,9 +36,9 @@ def _output(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def _assert_compiles(model: nn.Module, x: torch.Tensor, tolerance: float) -> None:
-    """Output and gradients of the compiled model, in train and eval, against eager.
+    """Compare output and gradients of the compiled model, in train and eval, with eager.
 
-    Captured forward and backward, but not lowered: that is up to torch, and takes a compiler.
+    Forward and backward are captured, but not lowered: that is up to torch, and needs a compiler.
     """
     torch._dynamo.reset()
     for training in (True, False):
@@ -83,7 +83,7 @@ def test_network_compiles_in_one_graph(name):
 @COMPILES
 @pytest.mark.parametrize('name', ['cot', 'involution', 'cvolution', 'fused_involution',
                                   'fused_cvolution'])
-# Shares of the largest value: several layers round one after another.
+# Relative to the largest value: several layers round one after another.
 @pytest.mark.parametrize('dtype, tolerance', [(torch.bfloat16, 5e-2), (torch.float16, 1e-2)])
 def test_autocast_without_a_graph_break(name, dtype, tolerance):
     torch.manual_seed(0)

@@ -77,7 +77,7 @@ def test_explicit_padding_and_groups():
 
 @pytest.mark.parametrize('causal, padding', [(True, None), (False, None), (False, 3), (False, 0)])
 def test_cropped_taps_are_the_ones_under_the_threshold(causal, padding):
-    """A cropped kernel acts like the whole one with its outer taps set to zero."""
+    """A cropped kernel acts like the full one with its outer taps set to zero."""
     layer = build('FlexConv', 1, 4, 4, 15, causal=causal, padding=padding,
                   mask_cfg=dict(init=0.2))
     x = sample(1).repeat(1, 1, 2)
@@ -91,7 +91,7 @@ def test_cropped_taps_are_the_ones_under_the_threshold(causal, padding):
     pads = (14, 0) if causal else (7, 7) if padding is None else (padding, padding)
     assert cropped < 15
     assert_close(y, F.conv1d(F.pad(x, pads), zeroed, layer.bias), DOUBLE_LAYERS)
-    # The mask is at its threshold where the kernel ends, give or take a tap.
+    # The mask is at its threshold where the kernel ends, up to one tap.
     edge = (cropped - 1) / 7 if causal else (cropped - 1) / 14
     assert math.exp(-0.5 * ((edge + 2 / 14) / 0.2)**2) < 0.1
     assert math.exp(-0.5 * ((edge - 2 / 14) / 0.2)**2) > 0.1
@@ -173,7 +173,7 @@ def test_magnet_is_the_written_formula():
         z = gabor(net.filters[i]) * net.linears[i - 1](z)
     expected = z @ net.output_linear.weight.T + net.output_linear.bias
     assert_close(net(x), expected, DOUBLE)
-    # Centres start inside the box, on its newest side when causal.
+    # Centres start inside the box, at its most recent side if causal.
     causal = layers.MAGNet(1, 3, init_box=0.2, causal=True)
     assert all(f.mu.min() >= 0.8 and f.mu.max() <= 1 for f in causal.filters)
 
@@ -198,11 +198,11 @@ def band_limited(size, periods, upsampling):
 
 @pytest.mark.parametrize('dim, causal', [(1, True), (1, False), (2, False), (3, False)])
 def test_finer_grid_gives_the_same_output(dim, causal):
-    """Twice the resolution of data and kernel: outputs agree to 2 % on band-limited input.
+    """With data and kernel at twice the resolution, outputs agree to 2 % for band-limited input.
 
-    The coarse kernel is a Riemann sum of the same integral; the tolerance is what is left of it
-    with the mask cut off at 1e-6. A causal kernel ends at its largest value, which costs half a
-    tap, so it gets more of them.
+    The coarse kernel is a Riemann sum of the same integral; the tolerance is its remaining error
+    with the mask cut off at 1e-6. A causal kernel ends at its largest value, with an error of half
+    a tap, so it gets more taps.
     """
     taps, size = (257, 512) if causal else (33, 64) if dim < 3 else (17, 24)
     layer = build('FlexConv', dim, 2, 3, taps, causal=causal, bias=False,
@@ -214,11 +214,11 @@ def test_finer_grid_gives_the_same_output(dim, causal):
         coarse = layer(x)
         set_resolution(layer, 2.)
         fine = layer(fine_x)[(..., *(slice(None, None, 2), ) * dim)]
-    # Borders see the zero padding, whose edge lies half a coarse pixel elsewhere.
+    # At the borders the edge of the zero padding is shifted by half a coarse pixel.
     inner = (..., *(slice(taps, None) if causal else slice(taps // 2, -(taps // 2)), ) * dim)
     difference = (fine - coarse)[inner].norm() / coarse[inner].norm()
     assert 0 < difference < 0.02
-    # The same with a kernel that is not rescaled would be off by a factor of 2^dim.
+    # With a kernel that is not rescaled the result would be wrong by a factor of 2^dim.
     assert (fine * 2**dim - coarse)[inner].norm() / coarse[inner].norm() > 0.9
 
 

@@ -1,4 +1,4 @@
-"""Continuous kernels: checkpoints of version 0.1, CUDA graphs, filters evaluated together."""
+"""Continuous kernels: checkpoints of version 0.1, CUDA graphs, jointly evaluated filters."""
 import copy
 
 import pytest
@@ -31,7 +31,7 @@ def named_as_in_0_1(name):
 
 
 def test_checkpoints_of_0_1_load(tmp_path):
-    """Whole networks, their buffers in the dtypes of 0.1, and the optimiser's state."""
+    """Whole networks, with buffers in the dtypes of 0.1, and the optimiser's state."""
     def build():
         torch.manual_seed(0)
         return nn.Sequential(SeparableFlexConv1d(2, 3, 'same', mask_cfg=dict(learn_mean=True)),
@@ -51,7 +51,7 @@ def test_checkpoints_of_0_1_load(tmp_path):
     loaded = build()
     loaded.load_state_dict(state, strict=True)
     assert torch.equal(loaded.eval()(x), net.eval()(x))
-    # An optimiser knows its parameters by their order alone: 0.1's was this one.
+    # An optimiser identifies parameters only by their order, which was this one in 0.1.
     first = [named_as_in_0_1(name) for name, _ in net[0].named_parameters()]
     assert first[:3] == ['bias', 'mask_width', 'mask_mean']
     assert first[-2:] == ['channel_mixer.weight', 'channel_mixer.bias']
@@ -67,7 +67,7 @@ def test_a_missing_entry_is_still_missed():
 
 
 class Unfit(TorchDispatchMode):
-    """Fails at what no CUDA graph can hold: tensors from numbers, copies of them, readings."""
+    """Fails on anything not allowed in a CUDA graph: tensors from numbers, their copies, reads."""
 
     kinds = ('lift_fresh', 'arange', 'linspace', 'full', 'scalar_tensor', '_to_copy', 'item',
              '_local_scalar_dense', 'equal', 'is_nonzero', 'nonzero')
@@ -80,7 +80,7 @@ class Unfit(TorchDispatchMode):
 
 @pytest.fixture
 def capturing(monkeypatch):
-    """A function that makes believe that a CUDA graph is being captured."""
+    """A function that simulates the capture of a CUDA graph."""
     def start():
         for module in (continuous_kernel, flexconv, _kernel_state, choice):
             monkeypatch.setattr(module, 'is_capturing', lambda tensor: True)
@@ -150,7 +150,7 @@ def test_capturing_first_is_refused(capturing):
 
 @torch.no_grad()
 def test_an_eager_run_makes_ready_for_capture(capturing):
-    """Also where the kept kernel could have served: after a return to values seen before."""
+    """Even if the cached kernel could have been used: after a return to earlier values."""
     layer, x = SeparableFlexConv2d(4, 4, 9, kernel_cfg=KERNEL).eval(), torch.randn(1, 4, 8, 8)
     expected = layer(x)
     set_resolution(layer, 2.)

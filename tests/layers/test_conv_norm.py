@@ -1,4 +1,4 @@
-"""Modules that belong together: their numbers, what one call takes, and when each is called."""
+"""Modules run together: their results, what one call includes, and when each is called."""
 import itertools
 
 import pytest
@@ -22,7 +22,7 @@ needs_library = pytest.mark.skipif(not COMPILED, reason='installed without a com
 
 @pytest.fixture
 def passes(monkeypatch):
-    """What each call of the operator took: convolution, norm, activation, residual."""
+    """What each call of the operator included: convolution, norm, activation, residual."""
     taken, original = [], conv_norm.run_compiled
 
     def spy(x, conv=None, norm=None, activation='none', residual=None, method='auto'):
@@ -120,7 +120,7 @@ def test_a_residual_of_another_layout_or_dtype_is_added_all_the_same(passes):
 @pytest.mark.parametrize('place, expected', [
     (0, ['na', 'nar']), (1, ['c', 'c']), (2, ['cn', 'cn'])])
 def test_hooked_modules_run_themselves(place, expected, gradients, passes):
-    """And what a hook keeps stays what it was."""
+    """And the tensors kept by a hook do not change."""
     block, seen = _block(act=nn.ReLU(inplace=True)), []
     x = _by_pixel(torch.randn(2, 16, 9, 8))
     reference = nn.Sequential(*(*list(block)[:2], nn.ReLU()))(x).detach()
@@ -144,7 +144,7 @@ def test_global_hooks_run():
 
 @needs_library
 def test_changed_weights_count(passes):
-    """Nothing is kept from one call to the next, whatever way the weights are written."""
+    """Nothing is cached between calls, however the weights are changed."""
     block, x = _block(act=None), _by_pixel(torch.randn(1, 16, 6, 6))
     with torch.no_grad():
         block(x)
@@ -219,7 +219,7 @@ def _settled(model):
 @pytest.mark.parametrize('network', [lambda: CoTNet(50, base_channels=16),
                                      lambda: RedNet(26, base_channels=32)], ids=['cot', 'red'])
 def test_inference_of_a_network(network, layout, turned, passes):
-    """With and without gradients: the same features, though not by the same kernels."""
+    """The same features with and without gradients, though with different kernels."""
     torch.manual_seed(0)
     model = _settled(network())
     model.channels_last_from = 0 if turned else float('inf')

@@ -36,10 +36,10 @@ def _assert_same(config: dict, plain: nn.Module, fused: nn.Module, x: torch.Tens
         assert None not in actual.values()
         for name, value in expected.items():
             error = (actual[name] - value).abs().max()
-            # In training the bias before a norm has no gradient but rounding errors.
+            # In training the gradient of a bias before a norm is only rounding errors.
             if not (training and name.endswith('reduce.0.bias')):
                 error = error / value.abs().max()
-            # float64, as a share of the largest value.
+            # float64, relative to the largest value.
             assert error < 1e-10, f'{name} of {config}, training={training}: {error:.1e}'
 
 
@@ -66,7 +66,7 @@ def test_backbone_equals_unfused_in_float64(kind):
 
 
 def test_training_saves_less():
-    """Of a narrow CedNet the fused form keeps less than 0.85 of the activations."""
+    """In a narrow CedNet the fused variant keeps less than 0.85 of the activations."""
     saved = {}
     for fused in (False, True):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The kernel that a continuous convolution keeps, and what makes it sample a new one."""
+"""The cached kernel of a continuous convolution, and what causes it to be sampled again."""
 import copy
 import io
 import pickle
@@ -24,7 +24,7 @@ def cached(request, monkeypatch):
 
 
 def counted(layer, x):
-    """Output, and how often the kernel was sampled for it."""
+    """The output, and how often the kernel was sampled for it."""
     kernel = layer.kernel
     calls, weigh = [], kernel._weigh
     kernel._weigh = lambda *args: calls.append(1) or weigh(*args)
@@ -64,7 +64,7 @@ def in_place(layer):
 
 
 def through_data(layer):
-    # As exponential moving averages do; it leaves the version counter alone.
+    # As in exponential moving averages; the version counter does not change.
     weight = layer.kernel_net.output_linear.weight
     version = weight._version
     weight.data.copy_(weight.data * 2)

@@ -1,4 +1,4 @@
-"""An operator added the way CONTRIBUTING.md tells, which needs no other code to serve anywhere."""
+"""An operator added as described in CONTRIBUTING.md works everywhere without any other code."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from mmcontext.registry import MODELS
 
 
 class Toy2d(DynamicKernelLayer):
-    """Every pixel weighs its neighbours by a softmax."""
+    """Weights the neighbours of each pixel by a softmax."""
 
     def __init__(self, in_channels, out_channels=None, kernel_size=3, stride=1, padding=None,
                  dilation=1, groups=1, bias=False, kernel_size_override=None):

@@ -89,7 +89,7 @@ def test_a_touched_norm_is_called():
 
 
 class _Gathered(nn.SyncBatchNorm):
-    """What torch makes of one value in all processes: its variance is 0 / 0."""
+    """torch's result for one value in all processes: its variance is 0 / 0."""
 
     def forward(self, x):
         self.running_mean += 1
@@ -99,7 +99,7 @@ class _Gathered(nn.SyncBatchNorm):
 
 
 def test_one_value_in_all_processes_leaves_the_statistics(monkeypatch):
-    """The arithmetic of several GPUs is imitated here; it has not been run on them."""
+    """The arithmetic of several GPUs is simulated here; it has not been run on them."""
     monkeypatch.setattr(dist, 'is_initialized', lambda: True)
     monkeypatch.setattr(dist, 'get_world_size', lambda group=None: 2)
     norm = batch_norm(_Gathered)

@@ -17,7 +17,7 @@ FAMILIES = {
     'RedNet': dict(depth=26, base_channels=32),
     'CedNet': dict(depth=26, base_channels=32),
 }
-# One small network of each family, for what the trunk does for all alike.
+# One small network of each family, for features of the common trunk.
 SMALL = ['CoResNet', 'PyConvResNet', 'CoTNet', 'SECoTNetD', 'CedNet']
 
 
@@ -42,7 +42,7 @@ def test_four_levels_of_an_odd_image_and_a_gradient_everywhere(family):
     backbone.train()
     outputs = backbone(torch.randn(2, 3, 65, 49))
     assert [tuple(o.shape[-2:]) for o in outputs] == [(17, 13), (9, 7), (5, 4), (3, 2)]
-    # A zero last norm blocks the gradient of the branch, as it is meant to.
+    # A zero last norm blocks the gradient of the branch, as intended.
     for module in backbone.modules():
         if isinstance(module, _BatchNorm):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)

@@ -1,6 +1,6 @@
-"""What people do to a backbone, whatever its operator is: every family through every thing.
+"""Common uses of a backbone, whatever its operator: every family with every one of them.
 
-The networks have one block a stage (two in the first) and are as narrow as their groups allow.
+The networks have one block per stage (two in the first) and are as narrow as their groups allow.
 """
 import copy
 import io
@@ -36,7 +36,7 @@ NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.modules.instancenorm.
 
 
 def build(family, **options):
-    """A small backbone of the family; CCNN counts its blocks where the others have stages."""
+    """A small backbone of the family; in CCNN the blocks correspond to the others' stages."""
     torch.manual_seed(0)
     if family == 'CCNN':
         stages = options.pop('num_stages', 4)
@@ -64,7 +64,7 @@ def step(model, x):
 
 
 def seen(model, x):
-    """The model in eval mode, its continuous kernels fixed."""
+    """The model in eval mode, with its continuous kernels fixed."""
     model.eval()
     with torch.no_grad():
         model(x)
@@ -90,7 +90,7 @@ def one_image_a_process(make):
 def one_row_of_pixels(make):
     model = make().train()
     if hasattr(model, 'pools'):
-        model.pools = ()  # a pool of 2 pixels takes no single row
+        model.pools = ()  # a pool of 2 pixels does not accept a single row
     step(model, image(1)[:, :, :1])
 
 
@@ -109,7 +109,7 @@ def group_norm_of_32(make):
 
 
 def forward_hooks(make):
-    """Every convolution, linear layer and norm is called, and its output stays what it was."""
+    """Every convolution, linear layer and norm is called, and its output does not change."""
     for training in (True, False):
         model, kept = seen(make(), image()).train(training), {}
         for name, module in leaves(model, LINEAR + NORMS).items():
@@ -160,7 +160,7 @@ def spectral_norm_on_convolutions(make):
 
 
 class _Adapter(nn.Module):
-    """What adapters such as LoRA put in a layer's place."""
+    """The replacement of a layer by adapters such as LoRA."""
 
     def __init__(self, layer):
         super().__init__()
@@ -243,7 +243,7 @@ def three_stages(make):
     maps = model(image())
     assert len(maps) == 1
     for options in (dict(num_stages=3, out_indices=(3, )), dict(num_stages=2, frozen_stages=3)):
-        with pytest.raises((ValueError, AssertionError)):  # the second in stock backbones
+        with pytest.raises((ValueError, AssertionError)):  # the latter in stock backbones
             make(**options)
 
 

@@ -34,7 +34,7 @@ def scope():
 
 
 def mask_rcnn(operator='CVolution2d', channels=16, **backbone):
-    """A narrow Mask R-CNN of two classes."""
+    """A narrow Mask R-CNN with two classes."""
     context_cfg = dict(type=f'mmcontext.{operator}', **CONTEXT[operator])
     backbone = {**BACKBONES[operator], 'out_indices': (0, 1, 2, 3), **backbone}
     torch.manual_seed(0)
@@ -68,7 +68,7 @@ def mask_rcnn(operator='CVolution2d', channels=16, **backbone):
 
 
 def sample(height, width, boxes=((4, 4, 20, 24), )):
-    """An image and its objects; without boxes, an image with no object."""
+    """An image and its objects; without boxes, an image without objects."""
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
     data = DetDataSample(metainfo=dict(
         img_shape=(height, width), ori_shape=(height, width), scale_factor=(1., 1.), img_id=0))
@@ -99,7 +99,7 @@ def test_every_operator_everywhere_trains(operator):
 
 
 def test_frozen_stages_stay_to_the_bit():
-    """frozen_stages=1 with norm_eval=True, over 20 iterations of momentum and weight decay."""
+    """frozen_stages=1 with norm_eval=True, over 20 iterations with momentum and weight decay."""
     model = mask_rcnn(frozen_stages=1, norm_eval=True).train()
     backbone = model.backbone
     frozen = {name: value.clone() for name, value in backbone.state_dict().items()

@@ -43,7 +43,7 @@ def test_network_sees_positions_and_has_gradients_everywhere():
     assert not torch.allclose(net(x)[0], net(moved)[0])
     net.train()(x)[0].square().mean().backward()
     silent = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()]
-    # The mean of what a norm makes is its bias: nothing reaches what the first layers add to it.
+    # Norms remove the constants added by the layers before them, so those get no gradient.
     assert not [n for n in silent if not n.endswith('bias')]
     assert all(layer.neighbours is None for layer in net._layers)
 
@@ -72,9 +72,9 @@ def test_modelnet_draws_points_of_the_surface(folder):
     normals, points = cloud[:3], cloud[3:]
     assert cloud.shape == (6, 600) and points.abs().max() == pytest.approx(0.999999)
     assert_close(normals.norm(dim=0), torch.ones(600).double())
-    # A cube's normal is an axis; all sides are met alike, and along it the points are alike.
+    # A cube's normal is an axis; all sides are equally likely, and the points are flat along it.
     axis = normals.abs().argmax(0)
-    assert np.allclose(np.bincount(axis.numpy()), 200, atol=45)  # 4 deviations of 600 draws
+    assert np.allclose(np.bincount(axis.numpy()), 200, atol=45)  # 4 deviations for 600 draws
     for a in range(3):
         sides = points[a, axis == a] * normals[a, axis == a]
         assert sides.max() - sides.min() < 0.2

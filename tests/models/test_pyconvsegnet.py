@@ -1,4 +1,4 @@
-"""PyConvSegNet as a segmentor of mmsegmentation: every way of testing it."""
+"""PyConvSegNet as a segmentor of mmsegmentation, with every test mode."""
 import copy
 
 import numpy as np
@@ -120,7 +120,7 @@ def test_window_larger_than_the_image_is_the_whole_image():
     dict(mode='slide', crop_size=(33, 33), stride=(22, 22)),
 ], ids=lambda c: c['mode'])
 def test_multi_scale_and_flip(test_cfg):
-    """The test-time augmentation of mmseg equals the mean of the softmax maps by hand."""
+    """mmseg's test-time augmentation equals the mean of the softmax maps computed by hand."""
     model = build(test_cfg=test_cfg)
     tta = MODELS.build(dict(type='SegTTAModel', module=model)).eval()
     scales, flips = (0.5, 1.0, 1.75), (0., 1.)

@@ -1,4 +1,4 @@
-"""The operators inside stock OpenMMLab configs, with no custom_imports.
+"""The operators in stock OpenMMLab configs, without custom_imports.
 
 Each package runs in a fresh interpreter, so that nothing but the prefix of a type can have
 imported mmcontext.

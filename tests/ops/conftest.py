@@ -1,4 +1,4 @@
-"""CUDA kernels that run on the CPU behind the operators."""
+"""CUDA kernels that run on the CPU for the operators."""
 import ctypes
 import sys
 from pathlib import Path

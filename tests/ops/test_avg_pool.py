@@ -1,4 +1,4 @@
-"""Average pools by the CUDA kernels, emulated on the CPU."""
+"""Average pooling with the CUDA kernels, emulated on the CPU."""
 import pytest
 import torch
 import torch.nn.functional as F

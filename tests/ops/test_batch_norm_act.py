@@ -1,4 +1,4 @@
-"""Batch norm, residual and activation by the CUDA kernels, emulated on the CPU."""
+"""Batch norm, residual and activation with the CUDA kernels, emulated on the CPU."""
 import itertools
 
 import pytest
@@ -24,7 +24,7 @@ def _operands(dtype, channels, size=(3, 5, 7), residual=False):
         return torch.randn(batch, channels, height, width).to(dtype).contiguous(
             memory_format=torch.channels_last)
 
-    # A mean far from zero must take no digits.
+    # A mean far from zero must not cost precision.
     maps = [(tensor() + torch.randn(channels)[:, None, None] * 4).to(dtype), tensor()]
     maps += [tensor()] if residual else []
     vectors = [torch.rand(channels) + 0.5, torch.randn(channels), torch.randn(channels),
@@ -55,7 +55,7 @@ def test_kernels_against_float64(emulated, dtype, training):
             ('none', 'relu', 'silu'), (False, True), (False, True)):
         if activation == 'silu' and residual:
             continue
-        channels = 24 if residual else 264  # one tile with lanes left over, several tiles
+        channels = 24 if residual else 264  # one tile with unused lanes, several tiles
         maps, vectors = _operands(dtype, channels, residual=residual)
         actual = _run(maps, vectors, training, activation, 'null', frozen)
         expected = _run([t.double() for t in maps], [t.double() for t in vectors], training,

@@ -1,4 +1,4 @@
-"""Kernels made by rows: the compiled function against the convolution."""
+"""Kernels computed by rows: the compiled function against the convolution."""
 import pytest
 import torch
 import torch.nn.functional as F

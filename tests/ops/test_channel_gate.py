@@ -1,4 +1,4 @@
-"""Gates of channels by the CUDA kernels, emulated on the CPU."""
+"""Channel gates with the CUDA kernels, emulated on the CPU."""
 import pytest
 import torch
 from tolerances import assert_close, assert_near
@@ -24,7 +24,7 @@ def _maps(dtype, count, shape=(3, 24, 5, 7)):
 
 
 def _by_means(method, maps, matrix, grad, create_graph=False):
-    """Result and gradients of the maps and of the matrix that makes the logits."""
+    """Result and gradients of the maps and of the matrix that gives the logits."""
     leaves = [t.detach().requires_grad_() for t in (*maps, matrix)]
     *maps, matrix = leaves
     y = gate_by_means(maps[0], lambda m: (m.flatten(1) @ matrix)[:, :, None, None],
@@ -43,7 +43,7 @@ def _close(actual, expected, dtype):
 def test_gate_of_means_against_float64(emulated, dtype, maps):
     if dtype is torch.float16 and torch.__version__ < (2, 2):
         pytest.skip('this torch has no products of float16 on a CPU')
-    # 264 channels: several tiles of half precision and lanes left over.
+    # 264 channels: several tiles in half precision, and unused lanes.
     for shape in ((3, 24, 5, 7), (2, 264, 3, 3)):
         *operands, grad = _maps(dtype, maps + 1, shape)
         matrix = (torch.randn(shape[1], shape[1] * maps) / shape[1] ** 0.5).to(dtype)
@@ -52,7 +52,7 @@ def test_gate_of_means_against_float64(emulated, dtype, maps):
                                 grad.double())
         assert all(t.is_contiguous(memory_format=torch.channels_last) for t in actual[:maps + 1])
         _close(actual, expected, dtype)
-    # Sums, result, sums of the gradient, one gradient for both ways: no more launches.
+    # Sums, result, sums of the gradient, one gradient through both paths: no more launches.
     assert [defines.split()[0] for _, defines, _ in emulated] == 2 * [
         '-DPASS=0', '-DPASS=2', '-DPASS=3', '-DPASS=5']
 
@@ -110,7 +110,7 @@ def test_checkpointed_gates_have_the_same_gradients(emulated):
         leaves = [t.detach().clone().requires_grad_() for t in (x, other, matrix)]
 
         def gated(x, other, matrix):
-            # (A map of its own in front, as in a layer.)
+            # (A separate map before it, as in a layer.)
             return gate_by_means(x * 2, lambda m: (m.flatten(1) @ matrix)[:, :, None, None],
                                  other * 3, 'null')
 
@@ -142,7 +142,7 @@ def test_gate_of_a_convolution_against_float64(emulated, dtype):
         assert found[method][2].dtype == w.dtype
     _close(found['null'], found['torch'], dtype)
     assert len(emulated) == 4
-    # The convolution that it stands for.
+    # The convolution that it replaces.
     padded = torch.nn.functional.conv2d(x.double(), weight.double(), padding=2, groups=4)
     expected = x.double() * padded.mean((2, 3), keepdim=True)
     assert_close(gate_by_convolution(x.double(), weight.double(), 4, 48), expected)

@@ -1,4 +1,4 @@
-"""Convolution, norm, residual and activation in one call: against float64, and who serves."""
+"""Convolution, norm, residual and activation in one call: against float64, and which method."""
 import random
 import re
 
@@ -53,7 +53,7 @@ def _double(part):
         *(value.double() if isinstance(value, torch.Tensor) else value for value in part))
 
 
-# Shares of the largest value: 2e-6 for sums rounded once, 5e-6 with a convolution before them.
+# Relative to the largest value: 2e-6 for sums rounded once, 5e-6 with a convolution before them.
 def _check(x, conv, norm, activation, residual, method, tolerance):
     expected = compose(x.double(), _double(conv), _double(norm), activation,
                        None if residual is None else residual.double())
@@ -98,7 +98,7 @@ def test_convolution_equals_float64(isa, seed):
 def test_norm_equals_float64(isa, layout, kind, activation):
     """2e-6 of the largest value."""
     torch.manual_seed(0)
-    # Rows that fill vectors of every width, some and none; rows of one; several chunks of pixels.
+    # Rows that fill vectors of all, some and no widths; rows of one; several chunks of pixels.
     for shape in ((2, 48, 5, 7), (1, 24, 9, 31), (3, 21, 2, 2), (2, 12, 1, 1)):
         x, residual = ((20 * torch.randn(shape) + 5).contiguous(memory_format=LAYOUTS[layout])
                        for _ in range(2))
@@ -133,7 +133,7 @@ def test_nan_stays_and_extremes_are_tame(layout):
 
 @needs_library
 def test_group_norm_far_from_zero():
-    """A mean a thousand times the deviation, where a one-pass variance has no digit left."""
+    """A mean of a thousand standard deviations, where a one-pass variance loses all digits."""
     for layout in LAYOUTS.values():
         x = (torch.randn(1, 32, 20, 20) + 1000).contiguous(memory_format=layout)
         error = conv_norm_act(x, None, GroupNorm(4)) - F.group_norm(x.double(), 4)
@@ -142,7 +142,7 @@ def test_group_norm_far_from_zero():
 
 @needs_library
 def test_strides_of_single_rows_do_not_matter_and_gaps_are_served():
-    """A slice of a larger tensor is contiguous whatever the stride of an axis of one."""
+    """A slice of a larger tensor is contiguous whatever the stride of an axis of size one."""
     norm, x = _norm('batch', 4), torch.randn(1, 4, 3, 2)
     for strides in ((999, 6, 2, 1), (1, 1, 8, 4), (96, 24, 4, 2)):
         odd = torch.empty_strided((1, 4, 3, 2), strides).copy_(x)

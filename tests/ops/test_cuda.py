@@ -1,4 +1,4 @@
-"""From a call to a launch: compiler, kept kernels, driver, and the core with emulated kernels."""
+"""From a call to a launch: compiler, kernel cache, driver, and the core with emulated kernels."""
 import ctypes
 import subprocess
 from pathlib import Path

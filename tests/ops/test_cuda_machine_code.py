@@ -1,4 +1,4 @@
-"""What NVRTC makes of the tiled CUDA kernels: no spills, and vectors along the contiguous axis."""
+"""NVRTC's code for the tiled CUDA kernels: no spills, and vectors along the contiguous axis."""
 import importlib.util
 from pathlib import Path
 

@@ -20,7 +20,7 @@ from mmcontext.ops.fft_conv import (
 from mmcontext.ops.fft_conv.geometry import conv_geometry
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-# Shares of the largest value: the error of an FFT is spread over all outputs.
+# Relative to the largest value: the error of an FFT is spread over all outputs.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 # id: size, kernel, padding, stride, dilation
@@ -208,7 +208,7 @@ def test_nothing_is_measured_unless_asked_for(depthwise):
 
 def test_hopeless_ways_are_not_tried():
     clear_measurements()
-    # Never computed: the tensor would need minutes.
+    # Never computed: this would take minutes.
     x, w = torch.zeros(1, 1, 1).expand(64, 512, 20000), torch.zeros(1, 1, 1).expand(512, 1, 20001)
     choice = chosen(x, w, 'measure')
     assert choice.method == 'fft' and 'too slow to try' in choice.reason
@@ -230,7 +230,7 @@ def test_environment_forces_a_way(depthwise, monkeypatch, forced):
     [(other, reason)] = answer['refused'].items()
     assert {other, forced} == {'fft', 'direct'} and METHOD_VARIABLE in reason
     assert answer['chosen'] == forced
-    # The argument goes before the environment.
+    # The argument takes precedence over the environment.
     for method in ('auto', 'model'):
         assert chosen(*depthwise, method).reason.startswith('predicted')
 
@@ -267,7 +267,7 @@ def test_exports_take_the_direct_way(depthwise):
 def test_compiled_result():
     x, w = torch.randn(1, 2, 50), torch.randn(2, 1, 31)
     compiled = torch.compile(convolve, backend='aot_eager', fullgraph=True)
-    # `convolve` may take the FFT, whose error is a share of the largest value.
+    # `convolve` may use the FFT, whose error is relative to the largest value.
     assert_close(compiled(x, w, padding='causal', groups=2),
                  direct_conv(x, w, padding='causal', groups=2), rtol=1e-4, atol=1e-4)
 

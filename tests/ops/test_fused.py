@@ -19,7 +19,7 @@ GEOMETRIES = {
     'rectangular': ((2, 5), (2, 1), (0, 2), (1, 2)),
     'padding_over_kernel': (1, 3, 4, 1),
 }
-# Bytes: everything at once; some groups of an image; single rows; all groups of some rows.
+# In bytes: everything at once; some groups of an image; single rows; all groups of some rows.
 LIMITS = (1 << 30, 6000, 1)
 NAMES = ('x', 'r', 'weight', 'bias', 'scale')
 
@@ -89,7 +89,7 @@ def test_bias_and_scale_may_be_absent(limit):
 
 
 @pytest.mark.parametrize('dtype, tolerance', [
-    # Shares of the largest value: kernels, products and sums are rounded one after another.
+    # Relative to the largest value: kernels, products and sums are rounded one after another.
     (torch.float32, 1e-5), (torch.bfloat16, 2e-2),
     pytest.param(torch.float16, 2e-3, marks=since_torch('2.2', 'float16 products on a CPU'))])
 @pytest.mark.parametrize('channels_last', [False, True])
@@ -155,7 +155,7 @@ def test_opcheck(channels_last):
     options = ([3, 3], [1, 1], [1, 1], [1, 1], '')
     leaves = [t.detach().requires_grad_() for t in operands]
     torch.library.opcheck(torch.ops.mmcontext.fused_involution, (*leaves, *options))
-    # The gradient of the gradient is built of other operators, never of this one.
+    # The gradient of the gradient consists of other operators, never of this one.
     grad = torch.randn_like(operands[0])
     torch.library.opcheck(torch.ops.mmcontext.fused_involution_backward,
                           (grad, *operands, *options),

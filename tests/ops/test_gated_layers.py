@@ -1,4 +1,4 @@
-"""Whole layers on the ways that they take on a GPU, the kernels emulated on the CPU."""
+"""Whole layers on their code paths for a GPU, with the kernels emulated on the CPU."""
 import copy
 
 import pytest
@@ -12,7 +12,7 @@ from mmcontext.ops.local_aggregation.backends import BACKEND_VARIABLE
 from mmcontext.ops.native_library import UNAVAILABLE
 
 pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason='installed without a compiler')
-# With the kernels that each must launch in a step, the aggregation's included.
+# With the kernels that each must launch in a step, including the aggregation's.
 LAYERS = {
     'CoT2d': (lambda: CoT2d(32), {'batch_norm', 'channel_gate', 'local_aggregation'}),
     'CoT2d, stride 2': (lambda: CoT2d(16, 24, stride=2, bias=True),
@@ -63,7 +63,7 @@ def test_layers_equal_float64(name, on_gpu, monkeypatch):
     _, expected = _step(wide, x.double(), grad)
     _, rounded = _step(plain, x, grad)
     for a, r, e in zip(actual, rounded, expected):
-        # (A batch norm of three pooled values amplifies the rounding of float32, whoever rounds.)
+        # (A batch norm of three pooled values amplifies float32's rounding with any method.)
         allowed = torch.maximum(1e-4 * e.abs().max().clamp_min(1), 4 * (r - e).abs().max())
         assert (a - e).abs().max() <= allowed
     for a, e in zip(layer.buffers(), wide.buffers()):

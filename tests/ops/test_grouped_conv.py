@@ -37,8 +37,8 @@ class OnGpu:
         return self.last
 
 
-# Input and output channels, kernel, groups, size of networks, what is fastest by measurement, and
-# what is by estimate with kernels of our own.
+# Input and output channels, kernel, groups, size in networks, the fastest method as measured, and
+# as estimated with our own kernels.
 @pytest.mark.parametrize('channels, outputs, kernel, groups, size, measured, estimated', [
     (64, 16, 9, 16, 56, 'dense', 'direct'), (64, 16, 5, 4, 56, 'grouped', 'direct'),
     (128, 32, 9, 32, 56, 'dense', 'direct'), (128, 64, 7, 8, 28, 'dense', 'direct'),

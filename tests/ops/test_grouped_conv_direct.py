@@ -1,4 +1,4 @@
-"""The direct kernels of narrow groups, emulated on the CPU, against float64."""
+"""The direct kernels for narrow groups, emulated on the CPU, against float64."""
 import ctypes
 
 import pytest
@@ -54,7 +54,7 @@ def test_kernels_equal_float64(emulated, case):
 
 
 class OneBlock:
-    """An emulated kernel of which one block does all the work of a set of groups."""
+    """An emulated kernel in which one block does all the work of a set of groups."""
 
     def __init__(self, library, entry):
         self.library, self.entry, self.parameter_size = library, entry, library.parameter_size
@@ -150,7 +150,7 @@ def test_other_groups_are_refused(sizes, reason):
 
 
 def test_every_geometry_of_the_networks_is_planned():
-    # Channels of a group, groups, kernel of PyConvResNet, PyConvHGResNet and CoTNeXt.
+    # Channels per group, groups and kernel in PyConvResNet, PyConvHGResNet and CoTNeXt.
     for channels, outputs, groups, kernel in (
             (4, 1, 16, 9), (8, 2, 8, 7), (16, 4, 4, 5), (16, 8, 8, 7), (32, 8, 4, 5),
             (4, 1, 32, 3), (4, 1, 32, 5), (4, 1, 32, 7), (4, 1, 32, 9), (8, 2, 32, 3),

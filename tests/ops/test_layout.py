@@ -1,4 +1,4 @@
-"""One rule of memory layouts in Python, in C++ and in the shapes that graphs are compiled for."""
+"""The same rule for memory layouts in Python, in C++ and in the shapes of compiled graphs."""
 import pytest
 import torch
 
@@ -24,7 +24,7 @@ def test_maps_that_lie_both_ways_count_as_contiguous(form):
 @pytest.mark.parametrize('size', [*BOTH_WAYS, (2, 8, 3, 4)], ids=str)
 def test_compiled_operators_follow_the_rule(size, form):
     x = torch.empty(size, memory_format=form).uniform_()
-    # With a border, a single pixel becomes nine, whose layout shows.
+    # With a border, a single pixel becomes nine, which have a definite layout.
     w = torch.rand(size[0], 1, 1, size[2] + 2, size[3] + 2)
     maps = [local_aggregation(x, w, 1, padding=1, backend=name) for name in ('native', 'torch')]
     maps.append(local_aggregation(x.to('meta'), w.to('meta'), 1, padding=1))

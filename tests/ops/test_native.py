@@ -1,4 +1,4 @@
-"""The C++ kernels against the float64 reference, for every instruction set at hand."""
+"""The C++ kernels against the float64 reference, for every available instruction set."""
 import itertools
 
 import pytest
@@ -98,8 +98,8 @@ def isa(request, monkeypatch):
 
 @pytest.fixture
 def nan_filled(monkeypatch):
-    """Uninitialised memory of torch holds NaN, so that a value never written shows."""
-    if hasattr(torch.utils, 'deterministic'):  # from torch 2.2 on; before, memory is as it is
+    """torch's uninitialised memory contains NaN, to reveal values that were never written."""
+    if hasattr(torch.utils, 'deterministic'):  # since torch 2.2; before, memory is not filled
         monkeypatch.setattr(torch.utils.deterministic, 'fill_uninitialized_memory', True)
     torch.use_deterministic_algorithms(True)
     yield
@@ -141,7 +141,7 @@ def test_thread_count_does_not_change_the_bits(threads, isa):
 
 
 def test_infinite_neighbours_do_not_leak():
-    """Lanes beyond an edge read the next row: what is there must not matter."""
+    """Lanes beyond an edge read the next row, whose values must not matter."""
     geometry, x, w, grad = _operands('involution', False, torch.float32, 'contiguous')
     expected = NATIVE.forward(x, w, geometry)
     x[:, :, 13] = float('inf')
@@ -154,7 +154,7 @@ def test_infinite_neighbours_do_not_leak():
 
 
 def test_low_precision_rounds_once():
-    """Sums are taken in float32: the result is the float32 one, rounded to nearest even."""
+    """Sums are in float32: the result is the float32 one, rounded to nearest even."""
     for dtype in (torch.bfloat16, torch.float16):
         geometry, x, w, _ = _operands('involution', False, dtype, 'contiguous')
         exact = NATIVE.forward(x.float(), w.float(), geometry)
@@ -181,7 +181,7 @@ def test_channels_last_stays(isa):
 
 
 def test_large_outputs():
-    """Larger than what is put on huge pages, and no multiple of them."""
+    """Large enough for huge pages, and not a multiple of their size."""
     x, w = torch.randn(1, 8, 1030, 1040), torch.randn(1, 1, 1, 1030, 1040)
     assert torch.equal(local_aggregation(x, w, 1), x * w[:, 0])
 

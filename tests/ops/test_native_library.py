@@ -1,4 +1,4 @@
-"""What becomes of a library for another torch, and of none, and who says so."""
+"""What happens with a library for another torch, or none, and where it is reported."""
 import importlib
 import os
 import shutil
@@ -76,7 +76,7 @@ def test_kernels_that_are_there_are_not_spoken_of():
     ('_C._len_torch_dispatch_stack', 'TorchDispatchMode'),
     ('autograd.forward_ad._current_level', 'transform')])
 def test_torch_without_its_private_names_is_taken_with_care(monkeypatch, name, complaint):
-    """As by a later torch, which may have lost any of them."""
+    """As with a later torch, which may lack any of them."""
     with monkeypatch.context() as lacking:
         lacking.delattr(f'torch.{name}')
         importlib.reload(tracing)

@@ -1,4 +1,4 @@
-"""The 1x1 convolution of two maps, and aggregations of parts, where the maps lie."""
+"""The 1x1 convolution of two maps, and aggregations of parts, without copying the maps."""
 import pytest
 import torch
 from tolerances import ROUNDED_ONCE, SINGLE, assert_close, assert_near

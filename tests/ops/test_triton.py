@@ -1,4 +1,4 @@
-"""Triton kernels without a GPU: numbers in the interpreter, machine code ahead of time."""
+"""Triton kernels without a GPU: results in the interpreter, machine code ahead of time."""
 import json
 import os
 import subprocess
@@ -17,7 +17,7 @@ _HERE = Path(__file__).parent
 
 
 def _run(script: str, *arguments: str, **environment: str) -> dict:
-    """JSON that a script of this folder prints, run in a process of its own."""
+    """JSON printed by a script of this folder, run in a separate process."""
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join(
         [str(_HERE.parents[1]), str(_HERE), os.environ.get('PYTHONPATH', '')])}
     env.pop('TRITON_INTERPRET', None)

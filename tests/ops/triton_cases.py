@@ -1,4 +1,4 @@
-"""What the Triton kernels are tested on; read by the test and by its worker process."""
+"""Cases for the Triton kernels; read by the test and by its worker process."""
 from typing import Iterator, Tuple
 
 # Largest error relative to the largest element of a float64 result. bfloat16 has 8 bits and

@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels for a GPU that need not be there; prints the sizes as JSON.
+"""Compiles the Triton kernels for a GPU that need not be present; prints the sizes as JSON.
 
 Started by test_triton.py: ``python triton_compiled.py COMPUTE_CAPABILITY``.
 """
@@ -19,7 +19,7 @@ _DTYPES = {'fp16': tl.float16, 'bf16': tl.bfloat16, 'fp32': tl.float32, 'fp64': 
 
 
 def _compile(name: str, dtype: str, capability: int, wide: bool, **constants) -> int:
-    """Size in bytes of the machine code; ``wide`` asks for 64-bit strides and offsets."""
+    """Size in bytes of the machine code; with ``wide`` for 64-bit strides and offsets."""
     kernel = getattr(triton_kernels, name)
     constants['IDX'] = tl.int64 if wide else tl.int32
     signature = {}

@@ -1,7 +1,7 @@
 """Runs the Triton kernels in Triton's interpreter and prints the errors as JSON.
 
-Started by test_triton.py with ``TRITON_INTERPRET=1``, which triton reads when it is imported,
-so that it must not be set in the process of the other tests.
+Started by test_triton.py with ``TRITON_INTERPRET=1``, which triton reads when it is imported, so
+it must not be set in the process of the other tests.
 """
 import json
 
@@ -84,7 +84,7 @@ def _fused(case: dict, dtype: torch.dtype) -> dict:
 
 
 def _fused_through_frontend() -> float:
-    """Largest error of the fused gradients, float32, whose chunks run on the kernels too."""
+    """Largest error of the fused gradients, float32, whose chunks also use the kernels."""
     operands = [torch.randn(shape, requires_grad=True)
                 for shape in ((2, 4, 4, 5), (2, 3, 4, 5), (18, 3), (18, ), (2, 4))]
     x, r, weight, bias, scale = operands
@@ -115,11 +115,11 @@ def _through_frontend() -> dict:
 
 
 def _beyond_int32() -> dict:
-    """Images 2^31 elements and more apart, and planes as far apart within an image.
+    """Images 2^31 or more elements apart, and planes as far apart within an image.
 
     The memory is reserved but only the few pages in use are ever touched.
     """
-    # The interpreter would copy the whole storage back although it ran on it in place.
+    # The interpreter would copy the whole storage back although it worked in place.
     interpreter.GridExecutor._restore_args_dev = lambda *args: None
     far = 2**31 + 8
     storage = torch.from_numpy(np.zeros(far + 64, dtype=np.float16))

@@ -1,4 +1,4 @@
-"""tools/train.py and tools/test.py on the digits Mask R-CNN and a handful of tiny scenes."""
+"""tools/train.py and tools/test.py with the digits Mask R-CNN and a handful of tiny scenes."""
 import json
 import re
 import sys
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def tool(folder, tmp_path, monkeypatch, capsys):
-    """Run a tool in the working folder: exit status and what it says on stderr."""
+    """Run a tool in the working folder; returns its exit status and stderr."""
     monkeypatch.chdir(folder)
 
     def call(name, *args, options=()):
@@ -84,7 +84,7 @@ def test_scenes_without_objects_train(tool, tmp_path):
 
 
 def almost_right(self, batch_inputs, batch_data_samples, rescale=True):
-    """In place of an untrained network: the truth, one object missed, boxes a little off."""
+    """Replaces an untrained network: the ground truth without one object, with boxes a bit off."""
     for sample in batch_data_samples:
         truth = sample.gt_instances[1:]
         sample.pred_instances = InstanceData(
@@ -95,7 +95,7 @@ def almost_right(self, batch_inputs, batch_data_samples, rescale=True):
 
 
 def test_results_give_the_same_metrics_offline(tool, folder, tmp_path, monkeypatch):
-    """--out, evaluated as mmdet's eval_metric.py does it, and the COCO json dump."""
+    """--out, evaluated as by mmdet's eval_metric.py, and the COCO JSON dump."""
     monkeypatch.setattr('mmdet.models.TwoStageDetector.predict', almost_right)
     init_default_scope('mmdet')
     checkpoint, pickled = str(tmp_path / 'model.pth'), str(tmp_path / 'results.pkl')

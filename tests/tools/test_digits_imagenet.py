@@ -20,7 +20,7 @@ def test_every_digit_is_written_once_with_its_pixels_and_class(folder):
     assert [int(path.stem) for path in files] == list(range(1797))
     for path in files[::100]:
         pixels = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-        # Half a level of 255 is 0.031.
+        # Half a grey level of 255 is 0.031.
         np.testing.assert_allclose(pixels * (16 / 255), digits.images[int(path.stem)], atol=0.04)
         assert int(path.parent.name) == digits.target[int(path.stem)]
 

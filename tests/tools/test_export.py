@@ -1,4 +1,4 @@
-"""Export to ONNX and torch.export: standard operators only, the same numbers."""
+"""Export to ONNX and torch.export: only standard operators, the same results."""
 import copy
 import json
 import subprocess
@@ -37,7 +37,7 @@ FAMILIES = {
 
 
 class _Classifier(nn.Module):
-    """A backbone, narrow where its groups allow it, and a linear layer on the pooled features."""
+    """A backbone, narrow if its groups allow it, and a linear layer on the pooled features."""
 
     def __init__(self, kind: str, **options) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ def test_comparison_finds_a_difference(tmp_path):
 def test_noise_is_toned_down_where_the_network_overflows(dtype):
     class Wild(nn.Module):
         def forward(self, x):
-            # Of noise the square is beyond float32, a quarter away from the middle it is not.
+            # The square of noise exceeds float32; with a quarter of the amplitude it does not.
             return ((x.float() - middle) / spread * 3e19).square()
 
     middle, spread = (127.5, 127.5) if dtype == torch.uint8 else (0., 3.)
@@ -227,7 +227,7 @@ def test_operators_of_others_are_refused(tmp_path):
 
 @pytest.fixture(scope='module')
 def scenes(tmp_path_factory):
-    """Scenes of digits, an untrained segmentor's weights, and its graph of raw images."""
+    """Scenes of digits, an untrained segmentor's weights, and its graph for raw images."""
     folder = tmp_path_factory.mktemp('scenes')
     command = [sys.executable, str(ROOT / 'tools/dataset_converters/digits_scenes.py'), '--layout',
                'cityscapes', '--out', str(folder / 'data'), '--train', '1', '--val', '3', '--size',

@@ -9,7 +9,7 @@ from mmcontext.engine.flops import Complexity
 
 @pytest.fixture
 def get_flops(monkeypatch, capsys):
-    """Run the tool in this process: exit status, what it printed, what it complained about."""
+    """Run the tool in this process; returns exit status, stdout and stderr."""
     pytest.importorskip('mmpretrain')
     tool = load_tool('analysis/get_flops.py')
 

@@ -1,4 +1,4 @@
-"""The GPU campaign without a GPU: all parts tiny, and the driver on tasks that misbehave."""
+"""The GPU campaign without a GPU: all parts with tiny shapes, and the driver with faulty tasks."""
 import argparse
 import json
 import os
@@ -92,7 +92,7 @@ def test_prototype_keeps_the_tiles_that_are_right(monkeypatch):
     from gpu.timing import Device
 
     class Library:
-        """Serves no gradient of w; only the gradient of x is right, as all zeros."""
+        """Does not support the gradient of w; only the gradient of x, all zeros, is correct."""
 
         def __init__(self, path):
             pass

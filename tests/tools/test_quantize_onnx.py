@@ -61,7 +61,7 @@ def _run(monkeypatch, folder, *arguments) -> int:
     return quantize_onnx.run(quantize_onnx.main)
 
 
-# Noise as a share of the logits' deviation; size as a share of the float32 file's.
+# Noise relative to the logits' standard deviation; size relative to the float32 file.
 @pytest.mark.parametrize('arguments, name, tolerance, share', [
     (['--fp16'], 'model_fp16.onnx', 0.01, 0.6),
     (['--config', CONFIG, '--calibration', '8', '--cfg-options', 'train_dataloader.dataset.'

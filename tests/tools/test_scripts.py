@@ -1,4 +1,4 @@
-"""The shell scripts hand their arguments on as users of the mm libraries know it."""
+"""The shell scripts pass on their arguments as those of the mm libraries do."""
 import os
 import subprocess
 from pathlib import Path
@@ -10,7 +10,7 @@ TOOLS = Path(__file__).parents[2] / 'tools'
 
 @pytest.fixture
 def run(tmp_path):
-    """Run a script whose python and srun print their arguments, one a line."""
+    """Run a script whose python and srun print their arguments, one per line."""
     echo = tmp_path / 'echo'
     echo.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     echo.chmod(0o755)

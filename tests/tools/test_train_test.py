@@ -54,7 +54,7 @@ train_cfg = dict(by_epoch=False, max_iters=12, val_interval=6)
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=3, max_keep_ckpts=2))
 train_dataloader['sampler'] = dict(type='InfiniteSampler', shuffle=True)
 """
-# Ends the process as `kill -9` does.
+# Ends the process like `kill -9`.
 KILLER = """
 import os, signal
 from mmengine.hooks import Hook
@@ -112,7 +112,7 @@ def environment(*folders):
 
 
 def assert_same(a, b, path=''):
-    """Nested containers are equal; tensors up to the rounding of other threads and memory."""
+    """Nested containers are equal; tensors up to rounding with other threads and alignment."""
     assert type(a) is type(b), path
     if isinstance(a, dict):
         assert list(a) == list(b), path
@@ -213,7 +213,7 @@ def test_test_py_scores_and_dumps_what_train_py_saved(tmp_path, config, run_tool
 
 
 def alive(pid):
-    """Whether a process runs; one that only waits to be collected does not."""
+    """Whether a process is running; zombies are not."""
     try:
         return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
     except FileNotFoundError:
@@ -235,7 +235,7 @@ def test_two_processes_train_without_gpu_and_end_with_their_launcher(tmp_path, c
     env.pop('PORT', None)
     log = tmp_path / 'train.log'
     with open(log, 'w') as file:
-        # exec makes the launcher this very process.
+        # exec replaces the shell by the launcher.
         launcher = subprocess.Popen(
             ['bash', str(ROOT / 'tools/dist_train.sh'), 'tiny.py', '2', '--work-dir', 'two',
              '--cfg-options', 'train_cfg.max_epochs=100000',
@@ -254,7 +254,7 @@ def test_two_processes_train_without_gpu_and_end_with_their_launcher(tmp_path, c
         assert time.monotonic() < deadline, 'the processes outlive their launcher'
         time.sleep(0.1)
     assert log.read_text().count('No accelerator found: running 2 CPU processes') == 1
-    # 12 images, 4 an iteration and process: 2 iterations, not 3.
+    # 12 images, 4 per iteration and process: 2 iterations, not 3.
     assert torch.load(checkpoint, weights_only=True)['meta']['iter'] == 2
 
     test = subprocess.run(
@@ -266,7 +266,7 @@ def test_two_processes_train_without_gpu_and_end_with_their_launcher(tmp_path, c
 
 
 def one_sentence(capsys):
-    """What a tool that failed said."""
+    """The message of a tool that failed."""
     lines = [line for line in capsys.readouterr().err.splitlines() if ': error: ' in line]
     assert len(lines) == 1
     return lines[0]

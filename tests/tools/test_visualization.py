@@ -1,4 +1,4 @@
-"""The tools of tools/visualization, each once, on narrow untrained networks and noise."""
+"""The tools in tools/visualization, each once, with narrow untrained networks and noise."""
 import sys
 
 import pytest
@@ -22,7 +22,7 @@ pytest.importorskip('mmpretrain')
 
 @pytest.fixture(scope='module')
 def networks(tmp_path_factory):
-    """Checkpoints of training, with their configs in them."""
+    """Training checkpoints, which contain their configs."""
     folder = tmp_path_factory.mktemp('networks')
     paths = {}
     for name, options in (('cednet26_digits', dict(base_channels=32)), ('ccnn_digits', {}),

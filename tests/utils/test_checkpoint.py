@@ -31,7 +31,7 @@ class Getattr:
 
 
 def training_state():
-    """What mmengine's runner puts beside the weights."""
+    """The state that mmengine's runner saves with the weights."""
     hub = MessageHub('test_checkpoint')
     hub.update_scalar('train/loss', 0.5)
     hub.update_info('best_score', np.float64(97.5))
@@ -50,7 +50,7 @@ def training_state():
 
 @pytest.fixture(params=['own_loader', 'restricted_unpickler'])
 def loader(request, monkeypatch):
-    """The loader of this torch, and the one that serves torch < 2.5."""
+    """The loader of this torch, and the one for torch < 2.5."""
     if request.param == 'restricted_unpickler':
         monkeypatch.setattr(torch.serialization, '_weights_only_unpickler',
                             ckpt.restricted_pickle_module())
@@ -174,7 +174,7 @@ def test_resume_takes_a_checkpoint_that_is_not_recorded_yet(tmp_path):
     save(tmp_path, 'epoch_1.pth', 10)
     os.utime(tmp_path / 'last_checkpoint', (11, 11))
     torch.save({'state_dict': {}}, tmp_path / 'epoch_2.pth')
-    os.utime(tmp_path / 'epoch_3.pth', (5, 5))  # of a run before
+    os.utime(tmp_path / 'epoch_3.pth', (5, 5))  # from an earlier run
     assert ckpt.find_resumable_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_2.pth')
     (tmp_path / 'epoch_2.pth').write_bytes(b'PK')
     assert ckpt.find_resumable_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_1.pth')

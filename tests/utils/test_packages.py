@@ -1,4 +1,4 @@
-"""Other distributions than the expected ones: forks, another mmcontext, a new transformers."""
+"""Distributions other than the expected ones: forks, another mmcontext, a new transformers."""
 import os
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from mmcontext.utils import collect_env, packages
 
 
 def add_distribution(folder: Path, name: str, version: str, module: str, summary: str = 'x'):
-    """Installs an empty distribution into a folder of the path."""
+    """Install an empty distribution into a folder on the path."""
     (folder / module).mkdir()
     (folder / module / '__init__.py').write_text(f'__version__ = "{version}"\n')
     info = folder / f'{name.replace("-", "_")}-{version}.dist-info'
@@ -39,7 +39,7 @@ def test_a_fork_is_named(elsewhere):
 
 
 def test_configs_are_found_by_module(monkeypatch):
-    """What a config of the user's needs: _base_ = 'mmseg::...' beside onedl-mmsegmentation."""
+    """As needed by a user's config: _base_ = 'mmseg::...' with onedl-mmsegmentation."""
     def version(name):
         raise packages.metadata.PackageNotFoundError(name)
 
@@ -54,7 +54,7 @@ def test_configs_are_found_by_module(monkeypatch):
 
 
 def test_a_config_of_the_user_inherits_from_this_package(tmp_path):
-    """In a process that imports nothing but the package."""
+    """In a process that imports only the package."""
     (tmp_path / 'mine.py').write_text("_base_ = 'mmcontext::_base_/models/cednet50.py'\n")
     done = subprocess.run(
         [sys.executable, '-c', 'import mmcontext; from mmengine.config import Config; '

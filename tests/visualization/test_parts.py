@@ -1,4 +1,4 @@
-"""What the pictures show, against definitions."""
+"""The contents of the figures, against definitions."""
 import json
 
 import numpy as np

@@ -61,7 +61,7 @@ def test_a_unit_that_sees_nothing_is_an_error():
 
 
 def test_an_untrained_network_takes_the_statistics_of_each_image():
-    """Norms that start at zero would leave the shortcuts alone, 2 x 2 x 3 pixels and the stem."""
+    """With norms at zero there would only be the shortcuts, 2 x 2 x 3 pixels and the stem."""
     backbone = RedNet(26, base_channels=32, zero_init_residual=True).eval()
     network = Network('', None, nn.ModuleDict(dict(backbone=backbone)), trained=False)
     torch.manual_seed(0)

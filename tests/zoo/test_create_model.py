@@ -24,7 +24,7 @@ from mmcontext.zoo.create import adapt_channels
 
 GOLDEN = os.environ.get('MMCONTEXT_GOLDEN', '')
 CLASSIFIERS = mmcontext.list_models()
-# A network and its narrow sibling serve for what is common to all.
+# A network and its narrow sibling, for what is common to all.
 NARROW = dict(name='rednet26_digits', base_channels=32)
 
 
@@ -71,7 +71,7 @@ def test_tasks_are_those_of_the_configs():
     'se_cotnetd152_320_imagenet', 'pyconvhgresnet50_imagenet',
     'pyconvresnet50_augment_imagenet_320'])
 def test_settings_are_those_of_the_whole_config(name):
-    """Reading them without the files of mmpretrain finds what reading these too finds."""
+    """Reading them without mmpretrain's files gives the same as reading these too."""
     entry = index.find(name)
     parts = ('model', 'data_preprocessor', 'test_pipeline')
     ours, whole = index.read_settings(entry.config, *parts), mmcontext.get_config(name)

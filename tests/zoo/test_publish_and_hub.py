@@ -15,7 +15,7 @@ from mmcontext.zoo.publish import publish, weights_hash  # noqa: E402
 
 @pytest.fixture
 def trained(tmp_path):
-    """A checkpoint as training leaves it."""
+    """A checkpoint as saved in training."""
     config = mmcontext.get_config('ccnn_digits')
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model = MODELS.build(config.model)

@@ -1,4 +1,4 @@
-"""Print parameters and FLOPs of the published detectors beside the published figures.
+"""Print parameters and FLOPs of the published detectors with the published figures.
 
     python tools/analysis/detection_table.py            at 1280x800
     python tools/analysis/detection_table.py --params   parameters only, in seconds

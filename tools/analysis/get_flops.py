@@ -55,7 +55,7 @@ def print_config(path: str, shape: Optional[List[int]]) -> None:
 
 
 def print_table() -> None:
-    """Print every ImageNet network beside its published figures."""
+    """Print every ImageNet network with its published figures."""
     header = ('network', 'size', 'params M', 'published', 'FLOPs G', 'published', 'difference')
     row = '{:<34}{:>6}{:>10}{:>11}{:>9}{:>11}{:>12}'
     print(row.format(*header))

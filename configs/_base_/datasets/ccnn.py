@@ -1,4 +1,4 @@
-# What the data sets of the CCNN share; each names its data over it.
+# Base of the CCNN's data sets; each adds its own data.
 train_dataloader = dict(
     batch_size=50,
     num_workers=2,

@@ -4,7 +4,7 @@ _base_ = './ccnn.py'
 
 data_preprocessor = dict(
     num_classes=10,
-    # The images are RGB already.
+    # The images are already RGB.
     to_rgb=False,
     mean=[125.307, 122.961, 113.8575],
     std=[62.985, 61.965, 66.555])
@@ -21,7 +21,7 @@ test_pipeline = [
 dataset = dict(type='CIFAR10', data_root='data/cifar10', download=False)
 train_dataloader = dict(
     dataset=dict(dataset, split='train', indices=45000, pipeline=train_pipeline))
-# The last 5000 choose the checkpoint.
+# The checkpoint is selected on the last 5000.
 val_dataloader = dict(
     dataset=dict(dataset, split='train', indices=-5000, pipeline=test_pipeline))
 test_dataloader = dict(

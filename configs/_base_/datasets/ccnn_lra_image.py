@@ -1,4 +1,4 @@
-# Image task of the long-range arena: CIFAR-10 in grey, as sequences of 1024 pixels.
+# Image task of the long-range arena: CIFAR-10 in greyscale, as sequences of 1024 pixels.
 _base_ = './ccnn_cifar10.py'
 
 data_preprocessor = dict(_delete_=True, num_classes=10)

@@ -1,4 +1,4 @@
-# The long-range arena's grey CIFAR-10, left as images.
+# The long-range arena's greyscale CIFAR-10, as images.
 _base_ = './ccnn_lra_image.py'
 
 data_preprocessor = dict(mean=[122.6], std=[61.])

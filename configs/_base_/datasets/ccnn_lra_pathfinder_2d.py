@@ -1,4 +1,4 @@
-# Pathfinder, left as images.
+# Pathfinder, as images.
 _base_ = './ccnn_lra_pathfinder.py'
 
 data_preprocessor = dict(mean=[0.], std=[255.])

@@ -1,4 +1,4 @@
-# Sequential MNIST with the pixels shuffled, the same way for every image.
+# Sequential MNIST with the pixels permuted, in the same way for every image.
 _base_ = './ccnn_smnist.py'
 
 pipeline = [

@@ -1,4 +1,4 @@
-# CIFAR-10 as sequences of 1024 colours. Put cifar-10-batches-py under data/cifar10.
+# CIFAR-10 as sequences of 1024 RGB values. Put cifar-10-batches-py under data/cifar10.
 _base_ = './ccnn_cifar10.py'
 
 data_preprocessor = dict(_delete_=True, num_classes=10)

@@ -11,7 +11,7 @@ pipeline = [
 dataset = dict(type='MNIST', data_root='data/mnist', download=False)
 train_dataloader = dict(
     batch_size=100, dataset=dict(dataset, split='train', indices=55000, pipeline=pipeline))
-# The last 5000 choose the checkpoint.
+# The checkpoint is selected on the last 5000.
 val_dataloader = dict(
     batch_size=100, dataset=dict(dataset, split='train', indices=-5000, pipeline=pipeline))
 test_dataloader = dict(

@@ -3,7 +3,7 @@ _base_ = './ccnn.py'
 
 data_preprocessor = dict(
     num_classes=10,
-    # The images are RGB already.
+    # The images are already RGB.
     to_rgb=False,
     mean=[113.911, 112.152, 103.695],
     std=[66.387, 65.427, 69.204])
@@ -24,7 +24,7 @@ test_pipeline = [
 dataset = dict(type='mmcontext.STL10', data_root='data/stl10')
 train_dataloader = dict(
     batch_size=64, dataset=dict(dataset, split='train', indices=4500, pipeline=train_pipeline))
-# The last 500 choose the checkpoint.
+# The checkpoint is selected on the last 500.
 val_dataloader = dict(
     batch_size=64, dataset=dict(dataset, split='train', indices=-500, pipeline=test_pipeline))
 test_dataloader = dict(

@@ -1,4 +1,4 @@
-# The shorter side is drawn from 640 to 800 pixels, evenly.
+# The shorter side is drawn uniformly from 640 to 800 pixels.
 _base_ = 'mmdet::_base_/datasets/coco_detection.py'
 
 train_pipeline = _base_.train_pipeline

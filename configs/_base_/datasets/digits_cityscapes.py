@@ -14,14 +14,14 @@ scale = (128, 128)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
-    # No flip: a mirrored digit is another sign.
+    # No flips: a mirrored digit is a different symbol.
     dict(type='Resize', scale=scale, keep_ratio=True),
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=scale, keep_ratio=True),
-    # After the resize, so that the labels keep their own size
+    # After resizing, so that the labels keep their own size
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]

@@ -1,11 +1,11 @@
 _base_ = 'mmpretrain::_base_/datasets/imagenet_bs32_pil_bicubic.py'
 
 bgr_mean = [104, 116, 124]
-# RandAugment m15-mstd0.5-n2 as the authors run it: magnitudes are drawn around level 15 and
-# cut there, where level 10 is the full strength of the original policies, so every range below
+# RandAugment m15-mstd0.5-n2 as in the authors' code: magnitudes are drawn around level 15 and
+# clipped there, and level 10 is the full strength of the original policies, so every range below
 # ends at 1.5 times that strength. Strength does not grow with the level for Posterize and
-# Solarize. Shifts are fractions of the image, 150 pixels at most, and cut-outs
-# have a side of 120 pixels at most.
+# Solarize. Shifts are fractions of the image, at most 150 pixels, and cut-outs
+# have a side of at most 120 pixels.
 policies = [
     dict(type='AutoContrast'),
     dict(type='Equalize'),

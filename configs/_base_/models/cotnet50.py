@@ -9,7 +9,7 @@ model = dict(
         dropout=0.25,
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, num_classes=1000),
         topk=(1, 5),
-        # As torch draws it: uniform in +-1 / sqrt(in_channels), bias alike.
+        # As in torch: uniform in +-1 / sqrt(in_channels), also for the bias.
         init_cfg=None),
     # Without probs the two are equally likely: the authors' switch probability of 0.5.
     train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]))

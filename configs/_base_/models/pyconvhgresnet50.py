@@ -8,5 +8,5 @@ model = dict(
         in_channels=2048,
         loss=dict(type='CrossEntropyLoss'),
         topk=(1, 5),
-        # As torch draws it: uniform in +-1 / sqrt(in_channels), bias alike.
+        # As in torch: uniform in +-1 / sqrt(in_channels), also for the bias.
         init_cfg=None))

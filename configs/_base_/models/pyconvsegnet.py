@@ -3,7 +3,7 @@ norm_cfg = dict(type='SyncBN', requires_grad=True)
 loss_cfg = dict(
     type='CrossEntropyLoss',
     use_sigmoid=False,
-    # The mean over the labelled pixels, as torch's cross_entropy and the authors have it.
+    # The mean over the labelled pixels, as in torch's cross_entropy and the authors' code.
     avg_non_ignore=True)
 model = dict(
     type='EncoderDecoder',
@@ -20,7 +20,7 @@ model = dict(
         out_indices=(0, 1, 2, 3),
         strides=(1, 2, 1, 1),
         dilations=(1, 1, 2, 4),
-        # The first block of a dilated stage is dilated as the others are.
+        # The first block of a dilated stage is dilated like the others.
         contract_dilation=False,
         zero_init_residual=False,
         norm_cfg=norm_cfg,

@@ -1,4 +1,4 @@
-# The decay of weights is a penalty in the loss, see KernelPenaltyHook.
+# Weight decay is a penalty in the loss, see KernelPenaltyHook.
 optim_wrapper = dict(optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-8, by_epoch=True, begin=0, end=10,

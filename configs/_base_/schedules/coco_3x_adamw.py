@@ -1,4 +1,4 @@
-# 36 epochs of 16 images; norms and biases without decay.
+# 36 epochs with batches of 16 images; no weight decay for norms and biases.
 _base_ = 'mmdet::_base_/schedules/schedule_1x.py'
 
 train_cfg = dict(max_epochs=36)

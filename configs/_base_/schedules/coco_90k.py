@@ -1,4 +1,4 @@
-# detectron2's 1x: 90000 iterations of 16 images, norms without decay.
+# detectron2's 1x schedule: 90000 iterations of 16 images, no weight decay for norms.
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=90000, val_interval=10000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

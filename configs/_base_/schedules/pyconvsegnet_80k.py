@@ -1,7 +1,7 @@
 _base_ = 'mmseg::_base_/schedules/schedule_80k.py'
 optimizer = dict(
     type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4)
-# What is not pre-trained learns ten times as fast.
+# Parts without pre-training have ten times the learning rate.
 optim_wrapper = dict(
     optimizer=optimizer,
     paramwise_cfg=dict(custom_keys=dict(

@@ -74,7 +74,7 @@ class S4Block(nn.Module):
         in_channels, out_channels (int): Channels.
         drop_rate (float): Dropout.
         drop_path_rate (float): Probability to drop the residual branch of a sample.
-        pre_norm (bool): Where the norm stands. Defaults to True.
+        pre_norm (bool): Whether the norm comes first. Defaults to True.
     """
 
     def __init__(self, parts: _Parts, in_channels: int, out_channels: int, drop_rate: float,
@@ -97,7 +97,7 @@ class S4Block(nn.Module):
 
 
 class _TwoConvBlock(nn.Module):
-    """What the blocks with two convolutions have in common."""
+    """Base of the blocks with two convolutions."""
 
     norm_first = False
 
@@ -159,29 +159,29 @@ class CCNN(FreezableBackbone):
         in_channels (int): Channels of the input. Defaults to 3.
         channels (int): Width. Defaults to 140.
         num_blocks (int): Residual blocks. Defaults to 4.
-        conv_cfg (dict): A continuous convolution, which also says over how many axes the
-            network runs. Defaults to ``dict(type='SeparableFlexConv2d', kernel_size=33)``.
+        conv_cfg (dict): A continuous convolution, which also determines the number of axes.
+            Defaults to ``dict(type='SeparableFlexConv2d', kernel_size=33)``.
         block (str): 's4', 'resnet', 'preact' or 'tcn'. Defaults to 's4'.
         pre_norm (bool): Whether 's4' blocks normalise before the convolution; then one more norm
             follows the last block. Defaults to True.
         width_factors (Sequence[float], optional): Width of each block in units of ``channels``.
             Defaults to None: all 1.
-        pools (Sequence[int]): Blocks (from 0) that a max-pool follows. Defaults to ().
-        pool_size (int): Side and stride of those. Defaults to 2.
+        pools (Sequence[int]): Blocks (from 0) that are followed by a max-pool. Defaults to ().
+        pool_size (int): Side and stride of these. Defaults to 2.
         drop_rate (float): Dropout in the blocks. Defaults to 0.
         input_drop_rate (float): Dropout of single input values. Defaults to 0.
         drop_type (str): 'channel' drops whole channels in the blocks, 'element' single values.
             Defaults to 'channel'.
-        norm_cfg (dict, optional): Norm; 'BN' is the one for the number of axes, None leaves the
-            norms out. Defaults to BN.
+        norm_cfg (dict, optional): Norm; 'BN' is the one for the number of axes, None means no
+            norms. Defaults to BN.
         act_cfg (dict): Activation. Defaults to GELU.
-        drop_path_rate (float): Stochastic depth at the last block; it grows linearly from 0.
+        drop_path_rate (float): Drop-path rate of the last block; it grows linearly from 0.
             Defaults to 0.
         out_indices (int | Sequence[int], optional): Blocks (from 0) whose output is returned,
-            always the earliest first; the last norm comes after the last block only. Defaults
+            always the earliest first; the last norm comes only after the last block. Defaults
             to None: the last.
-        frozen_stages (int): The first convolution with its norm and that many blocks are kept
-            fixed (parameters and statistics); 0 is the former alone, -1 (default) nothing.
+        frozen_stages (int): The first convolution with its norm and that many blocks are
+            frozen (parameters and statistics); 0 is only the former, -1 (default) nothing.
         norm_eval (bool): Whether norms stay in eval mode in training. Defaults to False.
         with_cp (bool): Whether to recompute blocks in backward to save memory. Defaults to False.
         init_cfg (dict, optional): Initialisation. Defaults to None.
@@ -262,17 +262,17 @@ class CCNN(FreezableBackbone):
         return [(self.conv1, self.norm1), *((block, ) for block in self.blocks)]
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
-        """Which layer a parameter belongs to, for learning rates that decay with depth.
+        """The layer to which a parameter belongs, for layer-wise learning rate decay.
 
-        mmpretrain's ``LearningRateDecayOptimWrapperConstructor`` asks for it.
+        Called by mmpretrain's ``LearningRateDecayOptimWrapperConstructor``.
 
         Args:
             param_name (str): Name of the parameter.
-            prefix (str): What the names of this backbone's parameters begin with. Defaults to ''.
+            prefix (str): Prefix of the names of this backbone's parameters. Defaults to ''.
 
         Returns:
             tuple[int, int]: Its layer and the number of layers: 0 is the first convolution with
-            its norm, then every block is one, and the last is what follows the blocks.
+            its norm, then each block is one, and the last is everything after the blocks.
         """
         layers = len(self.blocks) + 2
         parts = param_name[len(prefix):].split('.')

@@ -8,12 +8,12 @@ from mmcontext.registry import MODELS
 class CKResNet(ContextResNet):
     """ResNet whose 3x3 convolutions are separable FlexConvs: four levels for dense prediction.
 
-    The CCNN keeps one resolution throughout; detectors and segmentors want a pyramid. This is
-    the bottleneck trunk with a continuous depth-wise kernel and a 1x1 mixer per block. Kernels
-    may grow to 33 / 33 / 17 / 9 pixels in the four stages and all start as 5x5, because the mask
-    leaves the rest out. The design is this package's own; nothing is published for it.
+    The CCNN keeps one resolution throughout, whereas detectors and segmentors need a pyramid.
+    This is the bottleneck trunk with a continuous depth-wise kernel and a 1x1 mixer per block.
+    Kernels may grow to 33 / 33 / 17 / 9 pixels in the four stages and all start as 5x5, because
+    the mask crops the rest. The design is this package's own; nothing is published for it.
 
-    Args: as :class:`ContextResNet`, ``depth`` is 26, 50 or 101, and
+    Args: as for :class:`ContextResNet`, ``depth`` is 26, 50 or 101, and
         kernel_sizes: Largest kernel of each stage. Defaults to (33, 33, 17, 9).
         mask_inits: Initial sigma of the mask of each stage, in units of half a kernel.
             Defaults to (0.075, 0.075, 0.15, 0.3).
@@ -22,7 +22,7 @@ class CKResNet(ContextResNet):
     """
 
     arch_settings = {26: (1, 2, 4, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-    channels_last_from = float('inf')  # The Fourier transforms want contiguous planes.
+    channels_last_from = float('inf')  # The Fourier transforms need contiguous planes.
 
     def __init__(self,
                  depth: int,

@@ -1,4 +1,4 @@
-"""The trunk: a ResNet whose stem, spatial layer, shortcut and last norm are choices."""
+"""The trunk: a ResNet with configurable stem, spatial layer, shortcut and last norm."""
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -26,7 +26,7 @@ from mmcontext.ops.tracing import is_symbolic
 from mmcontext.registry import MODELS
 
 _STAGES = 4
-# Which stages give up their stride, and with what dilation, for an output stride.
+# The dilation of each stage for an output stride; dilated stages have no stride.
 _OUTPUT_STRIDES = {32: (1, 1, 1, 1), 16: (1, 1, 1, 2), 8: (1, 1, 2, 4)}
 
 
@@ -40,10 +40,10 @@ class ResidualBlock(BaseModule):
         spatial: The spatial layer, from ``width`` (from ``in_channels`` without ``reduce``)
             to ``width`` channels; norm and activation follow unless it has its own.
         shortcut: Module of the shortcut, or None for the identity.
-        reduce: Whether a 1x1 convolution stands before the spatial layer.
+        reduce: Whether a 1x1 convolution precedes the spatial layer.
         blur_stride: Stride of a blur pool after the spatial layer; 1 for none.
         norm_after_add: Whether the last norm comes after the addition.
-        zero_init: Whether the last norm starts at zero, so that the block is the shortcut.
+        zero_init: Whether the last norm starts at zero, so that the block equals the shortcut.
         drop_path_rate: Probability to drop the residual branch of a sample.
         with_cp: Whether to recompute the block in backward.
         norm_cfg: Norms of the block.
@@ -54,7 +54,7 @@ class ResidualBlock(BaseModule):
                  shortcut: Optional[nn.Module], reduce: bool, blur_stride: int,
                  norm_after_add: bool, zero_init: bool, drop_path_rate: float, with_cp: bool,
                  norm_cfg: dict, act_cfg: dict) -> None:
-        # After the addition a zero norm would silence the shortcut too.
+        # After the addition a zero norm would zero the shortcut too.
         super().__init__(init_cfg=dict(type='Constant', val=0, override=dict(name='norm3'))
                          if zero_init and not norm_after_add else None)
         self.with_cp = with_cp
@@ -70,7 +70,7 @@ class ResidualBlock(BaseModule):
         self.blur = BlurPool2d(blur_stride) if blur_stride > 1 else nn.Identity()
         norm3 = build_norm(norm_cfg, out_channels)
         if norm_after_add:
-            # Before the convolution, or mmcv's fuse_conv_bn folds the norm into that.
+            # Registered before the convolution, else mmcv's fuse_conv_bn folds the norm into it.
             self.norm3 = norm3
         self.expand = nn.Conv2d(width, out_channels, 1, bias=False)
         self.norm3 = norm3
@@ -79,7 +79,7 @@ class ResidualBlock(BaseModule):
         self.act = build_activation_layer(act_cfg)
 
     def _forward(self, x: Tensor) -> Tensor:
-        # (Not by attribute, which a module searches all it holds for: this runs in every block.)
+        # (Attribute access of modules is slow, and this runs in every block.)
         modules = self._modules
         y = x
         for name in ('reduce', 'spatial', 'norm2', 'blur'):
@@ -110,24 +110,24 @@ class ContextResNet(FreezableBackbone):
         base_channels: Width of the first stage; the published networks have 64.
         strides: Stride of the first block of each stage; None for the published ones.
         dilations: Dilation of the spatial layers of each stage. Defaults to 1 everywhere.
-        output_stride: 8 or 16 take the stride from the last stages and dilate them instead;
+        output_stride: 8 or 16 remove the stride of the last stages and dilate them instead;
             excludes ``strides`` and ``dilations``. None (32 for the published strides).
         out_indices: Stages whose output is returned, always the earliest first. None (default)
             for the last.
-        frozen_stages: The stem and that many stages are kept fixed (parameters and
-            statistics); 0 is the stem alone, -1 (default) nothing.
-        norm_cfg: Norms. Defaults to BN. ``num_groups`` of GN that does not divide the width of
-            a branch gives way there to the largest number below that does.
+        frozen_stages: The stem and that many stages are frozen (parameters and statistics);
+            0 is only the stem, -1 (default) nothing.
+        norm_cfg: Norms. Defaults to BN. If ``num_groups`` of GN does not divide the width of a
+            branch, the largest smaller number that does is used there.
         norm_eval: Whether norms stay in eval mode in training. Defaults to False.
         act_cfg: Activations of stem and blocks. Defaults to ReLU.
         with_cp: Whether to recompute blocks in backward to save memory. Defaults to False.
-        drop_path_rate: Stochastic depth at the last block; it grows linearly from 0.
+        drop_path_rate: Drop-path rate of the last block; it grows linearly from 0.
         zero_init_residual: Whether the last norm of each residual branch starts at zero;
-            None for what the family was published with.
+            None for the family's published setting.
         layer_cfg: Further arguments of the spatial layers, e.g. ``dict(kernel_size=5)``.
-        num_stages: How many stages there are, 1 to 4 (3 for C4 detectors). Defaults to 4.
+        num_stages: Number of stages, 1 to 4 (3 for C4 detectors). Defaults to 4.
         pretrained: Checkpoint to start from; short for ``init_cfg`` of type Pretrained, as
-            mmseg's ``model.pretrained`` passes it on.
+            passed by mmseg's ``model.pretrained``.
         init_cfg: Initialisation, e.g. ``dict(type='Pretrained', checkpoint=...,
             prefix='backbone.')``. Defaults to Kaiming for convolutions, 1 for norms.
 
@@ -147,15 +147,15 @@ class ContextResNet(FreezableBackbone):
     stem_type = 'plain'
     max_pool = True
     reduce = True
-    # Pool of the shortcut: None strides the 1x1 convolution itself; 'max' stands before it in
-    # every first block, 'avg' where there is a stride.
+    # Pool of the shortcut: with None the 1x1 convolution itself has the stride; 'max' precedes it
+    # in every first block, 'avg' only in those with a stride.
     shortcut_pool: Optional[str] = None
     norm_after_add_at_stage_end = False
     blur_strides = False
     zero_init_residual = False
     conv_init = 'Kaiming'
-    # Pixels, batch * height * width, from which on contiguous images run channels-last inside, at
-    # inference on the CPU.
+    # Minimum number of pixels, batch * height * width, for which contiguous images run
+    # channels-last internally, in inference on the CPU.
     channels_last_from = 64 * 64
 
     def __init__(self,
@@ -327,17 +327,17 @@ class ContextResNet(FreezableBackbone):
         return [(self.stem, ), *((getattr(self, name), ) for name in self.layer_names)]
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
-        """Which layer a parameter belongs to, for learning rates that decay with depth.
+        """The layer to which a parameter belongs, for layer-wise learning rate decay.
 
-        mmpretrain's ``LearningRateDecayOptimWrapperConstructor`` asks for it.
+        Called by mmpretrain's ``LearningRateDecayOptimWrapperConstructor``.
 
         Args:
             param_name: Name of the parameter.
-            prefix: What the names of this backbone's parameters begin with, e.g. 'backbone.'.
+            prefix: Prefix of the names of this backbone's parameters, e.g. 'backbone.'.
 
         Returns:
-            Its layer and the number of layers: 0 is the stem, then every block is one, and the
-            last is what follows the backbone.
+            Its layer and the number of layers: 0 is the stem, then each block is one, and the
+            last is everything after the backbone.
         """
         stages = [len(getattr(self, name)) for name in self.layer_names]
         layers = sum(stages) + 2

@@ -9,7 +9,7 @@ class CoResNet(ContextResNet):
     From "Contextual Convolutional Neural Networks", https://arxiv.org/abs/2108.07387. In the
     last block of every stage the last norm comes after the addition.
 
-    Args: as :class:`ContextResNet`; ``depth`` is 50, 101 or 152.
+    Args: as for :class:`ContextResNet`; ``depth`` is 50, 101 or 152.
     """
 
     arch_settings = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}

@@ -6,12 +6,12 @@ from mmcontext.registry import MODELS
 
 @MODELS.register_module()
 class CoTNet(ContextResNet):
-    """ResNet with contextual transformer layers in place of its 3x3 convolutions.
+    """ResNet with contextual transformer layers instead of its 3x3 convolutions.
 
     From "Contextual Transformer Networks for Visual Recognition",
     https://arxiv.org/abs/2107.12292.
 
-    Args: as :class:`ContextResNet`; ``depth`` is 50 or 101.
+    Args: as for :class:`ContextResNet`; ``depth`` is 50 or 101.
     """
 
     arch_settings = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -24,11 +24,11 @@ class CoTNet(ContextResNet):
 
 @MODELS.register_module()
 class CoTNeXt(CoTNet):
-    """CoTNet of cardinality 2 and base width 48: "CoTNeXt (2x48d)".
+    """CoTNet with cardinality 2 and base width 48: "CoTNeXt (2x48d)".
 
     From https://arxiv.org/abs/2107.12292.
 
-    Args: as :class:`ContextResNet`; ``depth`` is 50 or 101.
+    Args: as for :class:`ContextResNet`; ``depth`` is 50 or 101.
     """
 
     cardinality = 2
@@ -46,11 +46,11 @@ class SECoTNetD(CoTNet):
     """CoTNet with a deep stem, pooled shortcuts, and split attention in the early stages.
 
     From https://arxiv.org/abs/2107.12292. Stages 1 and 2 have split-attention convolutions,
-    stage 3 alternates contextual transformer layers with them, stage 4 has only the former.
-    The stem has no pool: the first stage has a stride. In depth 152 every stride is a blur
-    pool after the spatial layer.
+    stage 3 alternates them with contextual transformer layers, stage 4 has only the latter.
+    The stem has no pool; instead, the first stage has a stride. With depth 152 every stride is a
+    blur pool after the spatial layer.
 
-    Args: as :class:`ContextResNet`; ``depth`` is 50, 101 or 152. ``layer_cfg`` goes to the
+    Args: as for :class:`ContextResNet`; ``depth`` is 50, 101 or 152. ``layer_cfg`` goes to the
         contextual transformer layers.
     """
 

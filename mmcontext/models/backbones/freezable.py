@@ -1,4 +1,4 @@
-"""What backbones have in common whose first stages can be kept as they are."""
+"""Base of the backbones whose first stages can be frozen."""
 from typing import List, Sequence
 
 from mmengine.model import BaseModule
@@ -9,11 +9,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 class FreezableBackbone(BaseModule):
     """A backbone with frozen stages and norms in eval mode.
 
-    A subclass sets the attributes, and calls :meth:`_freeze_stages` when its modules are there.
+    A subclass sets the attributes, and calls :meth:`_freeze_stages` once it has its modules.
 
     Attributes:
-        frozen_stages (int): The stem and that many stages are kept fixed (parameters and
-            statistics); 0 is the stem alone, -1 nothing.
+        frozen_stages (int): The stem and that many stages are frozen (parameters and
+            statistics); 0 is only the stem, -1 nothing.
         norm_eval (bool): Whether norms stay in eval mode in training.
     """
 

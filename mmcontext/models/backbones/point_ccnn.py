@@ -11,11 +11,11 @@ from mmcontext.registry import MODELS
 class PointCCNN(CCNN):
     """Continuous CNN on point clouds: every layer convolves over the nearest points.
 
-    From arXiv 2206.03398. The neighbours are found once, from the positions.
+    From arXiv 2206.03398. The neighbours are computed once, from the positions.
 
-    Args: as :class:`CCNN`; ``conv_cfg`` is a ``PointFlexConv`` (the default) or a
+    Args: as for :class:`CCNN`; ``conv_cfg`` is a ``PointFlexConv`` (the default) or a
         ``PointCKConv``, ``pools`` has no meaning, and
-        in_channels (int): Features of a point, its position last. Defaults to 6: normal and
+        in_channels (int): Features of a point, with its position last. Defaults to 6: normal and
             position.
 
     Shape: [B, in_channels, N] -> one tensor [B, channels, N] in a tuple.

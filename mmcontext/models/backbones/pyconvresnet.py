@@ -7,10 +7,10 @@ class PyConvResNet(ContextResNet):
     """ResNet with pyramidal convolutions of 4, 3, 2 and 1 levels in its four stages.
 
     From "Pyramidal Convolution: Rethinking Convolutional Neural Networks for Visual
-    Recognition", https://arxiv.org/abs/2006.11538. The stem has no pool: the first stage has a
-    stride, and the shortcuts of first blocks pool with a 3x3 maximum.
+    Recognition", https://arxiv.org/abs/2006.11538. The stem has no pool; instead, the first stage
+    has a stride, and the shortcuts of first blocks have a 3x3 max-pool.
 
-    Args: as :class:`ContextResNet`; ``depth`` is 18, 34, 50, 101 or 152. 18 and 34 have no 1x1
+    Args: as for :class:`ContextResNet`; ``depth`` is 18, 34, 50, 101 or 152. 18 and 34 have no 1x1
         convolution before the pyramid and no expansion.
     """
 
@@ -45,7 +45,7 @@ class PyConvHGResNet(PyConvResNet):
 
     From https://arxiv.org/abs/2006.11538.
 
-    Args: as :class:`ContextResNet`; ``depth`` is 50, 101 or 152.
+    Args: as for :class:`ContextResNet`; ``depth`` is 50, 101 or 152.
     """
 
     arch_settings = {depth: PyConvResNet.arch_settings[depth] for depth in (50, 101, 152)}

@@ -18,13 +18,13 @@ class _Stem(nn.Sequential):
 
 @MODELS.register_module()
 class RedNet(ContextResNet):
-    """ResNet with involutions: 3x3 in the stem, 7x7 in place of its 3x3 convolutions.
+    """ResNet with involutions: 3x3 in the stem, 7x7 instead of its 3x3 convolutions.
 
     From "Involution: Inverting the Inherence of Convolution for Visual Recognition",
     https://arxiv.org/abs/2103.06255.
 
-    Args: as :class:`ContextResNet`; ``depth`` is 26, 38, 50, 101 or 152. ``base_channels`` is
-        a multiple of 32, since the stem's involution has half of it.
+    Args: as for :class:`ContextResNet`; ``depth`` is 26, 38, 50, 101 or 152. ``base_channels``
+        must be a multiple of 32, since the stem's involution has half as many.
     """
 
     arch_settings = {
@@ -56,11 +56,11 @@ class RedNet(ContextResNet):
 
 @MODELS.register_module()
 class CedNet(RedNet):
-    """ResNet with 7x7 C-volutions in the stem and in place of its 3x3 convolutions.
+    """ResNet with 7x7 C-volutions in the stem and instead of its 3x3 convolutions.
 
     From "C-volution: A Hybrid Operator for Visual Recognition", PRCV 2023.
 
-    Args: as :class:`RedNet`.
+    Args: as for :class:`RedNet`.
     """
 
     layer_type = 'mmcontext.CVolution2d'

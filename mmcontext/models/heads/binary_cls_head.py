@@ -13,17 +13,17 @@ from mmcontext.registry import MODELS
 
 @MODELS.register_module()
 class BinaryClsHead(LinearClsHead):
-    """Linear head of one logit for two classes, trained with binary cross-entropy.
+    """Linear head with one logit for two classes, trained with binary cross-entropy.
 
-    The logit is that of class 1. Predictions have a score per class like any other head's, so
-    that mmpretrain's metrics apply.
+    The logit is that of class 1. Predictions have a score per class as with any other head, so
+    that mmpretrain's metrics work.
 
     Args:
         in_channels (int): Channels of the pooled features.
         cal_acc (bool): Whether to report the accuracy of training batches. Defaults to False.
-        init_cfg (dict, optional): Initialisation. Defaults to Kaiming over what comes in.
+        init_cfg (dict, optional): Initialisation. Defaults to Kaiming with fan-in.
 
-    The loss raises a ValueError on labels other than 0 and 1.
+    The loss raises a ValueError for labels other than 0 and 1.
     """
 
     def __init__(self,

@@ -9,10 +9,10 @@ from mmcontext.registry import TASK_UTILS
 
 @TASK_UTILS.register_module()
 class ClassWeightSampler(BasePixelSampler):
-    """Weight of each pixel's loss by its class, 0 where there is none.
+    """Weights the loss of each pixel by its class; unlabelled pixels get weight 0.
 
-    The ``sampler`` of a mmsegmentation decode head. The losses' own ``class_weight`` does the
-    same, but cross entropy looks up the weight of the ignored label too and ends in an
+    Used as ``sampler`` of an mmsegmentation decode head. The losses' own ``class_weight`` does
+    the same, but cross entropy looks up the weight of the ignored label too and fails with an
     IndexError as soon as one pixel is unlabelled.
 
     Args:
@@ -20,7 +20,7 @@ class ClassWeightSampler(BasePixelSampler):
         context (nn.Module): The decode head; filled in by it.
 
     Raises:
-        ValueError: Where there is not one weight for each class.
+        ValueError: There is not one weight for each class.
     """
 
     def __init__(self, class_weight: Sequence[float], context: nn.Module):

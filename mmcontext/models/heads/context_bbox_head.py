@@ -12,17 +12,17 @@ from mmcontext.registry import MODELS
 class ContextConvFCBBoxHead(ConvFCBBoxHead):
     """mmdet's ``ConvFCBBoxHead`` with operators, each followed by ReLU, instead of 3x3 convs.
 
-    The defaults make the 4conv1fc head of the `CoTNet <https://arxiv.org/abs/2107.12292>`_
+    The defaults give the 4conv1fc head of the `CoTNet <https://arxiv.org/abs/2107.12292>`_
     detectors.
 
     Args:
         context_cfg (dict, optional): the operator, such as ``dict(type='mmcontext.CoT2d')``,
-            without the numbers of channels. None leaves mmdet's convolutions. Defaults to
+            without the numbers of channels. None keeps mmdet's convolutions. Defaults to
             None.
         num_shared_convs (int): operators shared by both branches. Defaults to 4.
         num_shared_fcs (int): fully connected layers shared by both branches. Defaults to 1.
-        **kwargs: the other arguments of ``ConvFCBBoxHead``; ``norm_cfg`` puts a norm after
-            every operator, ``conv_cfg`` does not concern operators.
+        **kwargs: the other arguments of ``ConvFCBBoxHead``; ``norm_cfg`` adds a norm after
+            every operator, ``conv_cfg`` does not affect operators.
     """
 
     def __init__(self,

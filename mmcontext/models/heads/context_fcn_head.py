@@ -17,15 +17,15 @@ class ContextFCNHead(BaseDecodeHead):
 
     mmseg's FCNHead (`FCN <https://arxiv.org/abs/1411.4038>`_) with
     CoConv, PyConv, CoT, involution, C-volution or any other registered
-    operator where it has a 3x3 convolution. A layer that changes the number
+    operator instead of its 3x3 convolutions. A layer that changes the number
     of channels does so in a 1x1 convolution with norm and activation before
-    the operator, which then keeps the number of channels.
+    the operator, which then preserves the number of channels.
 
     Args:
         context_cfg (dict): Config of the operator, such as
             ``dict(type='mmcontext.CVolution2d')``; its in_channels and
-            out_channels are filled in, everything else is its own default
-            or stands in this config.
+            out_channels are filled in, everything else not given here has
+            the operator's default.
         num_convs (int): Number of operator layers. Default: 2.
         concat_input (bool): Whether one more operator layer reads the input
             along with the output of the others. Default: True.

@@ -12,14 +12,14 @@ from mmcontext.registry import MODELS
 class ContextFCNMaskHead(FCNMaskHead):
     """mmdet's ``FCNMaskHead`` with operators, each followed by ReLU, instead of 3x3 convs.
 
-    As in the involution heads of `Involution <https://arxiv.org/abs/2103.06255>`_.
+    As in the heads of `Involution <https://arxiv.org/abs/2103.06255>`_.
 
     Args:
         context_cfg (dict, optional): the operator, such as
             ``dict(type='mmcontext.Involution2d')``, without the numbers of channels. None
-            leaves mmdet's convolutions. Defaults to None.
-        **kwargs: the arguments of ``FCNMaskHead``; ``norm_cfg`` puts a norm after every
-            operator, ``conv_kernel_size`` and ``conv_cfg`` do not concern operators.
+            keeps mmdet's convolutions. Defaults to None.
+        **kwargs: the arguments of ``FCNMaskHead``; ``norm_cfg`` adds a norm after every
+            operator, ``conv_kernel_size`` and ``conv_cfg`` do not affect operators.
     """
 
     def __init__(self, context_cfg: Optional[dict] = None, **kwargs) -> None:

@@ -16,17 +16,17 @@ _PREDICTOR_INIT = dict(
 class ContextRPNHead(RPNHead):
     """mmdet's ``RPNHead`` with operators instead of the shared 3x3 convolutions.
 
-    As in the involution heads of `Involution <https://arxiv.org/abs/2103.06255>`_.
+    As in the heads of `Involution <https://arxiv.org/abs/2103.06255>`_.
 
     Args:
         in_channels (int): channels of each feature map.
         context_cfg (dict, optional): the operator, such as
             ``dict(type='mmcontext.Involution2d')``, without the numbers of channels. None
-            leaves mmdet's convolutions. Defaults to None.
+            keeps mmdet's convolutions. Defaults to None.
         num_convs (int): number of operators, each with its own ReLU. Defaults to 1.
         init_cfg (dict | list[dict], optional): with an operator, defaults to a normal
-            distribution of deviation 0.01 for the two predictors and the operator's own
-            initialisation; without one, to that of ``RPNHead``.
+            distribution of standard deviation 0.01 for the two predictors and the operator's
+            own initialisation; without one, to that of ``RPNHead``.
         **kwargs: the other arguments of ``RPNHead`` (``feat_channels``,
             ``anchor_generator``, ...).
     """

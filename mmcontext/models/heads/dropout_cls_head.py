@@ -13,7 +13,7 @@ class DropoutClsHead(LinearClsHead):
     """mmpretrain's ``LinearClsHead`` with dropout before the linear layer.
 
     The state dict has the keys of mmpretrain's head (``fc.weight``, ``fc.bias``), so
-    checkpoints move freely between the two.
+    checkpoints are interchangeable.
 
     Args:
         num_classes (int): Number of classes.

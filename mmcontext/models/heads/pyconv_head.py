@@ -23,13 +23,13 @@ class PyConvHead(TorchInit, BaseDecodeHead):
     3, 5, 7, 9 and a 1x1 convolution, each followed by norm and activation.
     The local branch works at the resolution of the features; the global one
     on their adaptive average pool, and is resized back bilinearly. A 3x3
-    convolution merges the two, then dropout and a 1x1 convolution classify.
+    convolution merges the two, followed by dropout and a 1x1 classifier.
 
     Args:
         in_channels (int): Channels of the input feature map.
         channels (int): Channels after the merge. Default: 256.
-        context_channels (int): Width of the global branch and of what each
-            branch returns. Default: 512.
+        context_channels (int): Width of the global branch and of the output
+            of each branch. Default: 512.
         reduction (int): The local branch works on
             ``in_channels // reduction`` channels. Default: 4.
         pool_size (int | tuple[int, int]): Height and width in cells of the
@@ -37,8 +37,8 @@ class PyConvHead(TorchInit, BaseDecodeHead):
         context_cfg (dict): Config of the operator in both branches, any
             registered one; its in_channels and out_channels are filled in.
             Default: ``dict(type='mmcontext.PyConv2d', levels=4)``.
-        align_corners (bool): How every bilinear resize aligns its grid.
-            Default: True, as the authors do.
+        align_corners (bool): ``align_corners`` of every bilinear resize.
+            Default: True, as in the authors' code.
         **kwargs: As in mmseg's BaseDecodeHead (``num_classes`` is required).
 
     Shapes:

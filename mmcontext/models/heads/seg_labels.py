@@ -11,18 +11,18 @@ def _origin(sample) -> str:
 
 def stack_labels(data_samples: Sequence, num_classes: int,
                  ignore_index: Optional[int]) -> Tensor:
-    """Stack the label maps of a batch after checking what they hold.
+    """Stack the label maps of a batch after checking their values.
 
-    A class index outside the head's range ends as "Target 19 is out of
-    bounds" on a CPU and as an asynchronous device-side assert on a GPU; here
-    the sentence names the image and the ways out.
+    In torch, a class index outside the head's range gives "Target 19 is out
+    of bounds" on a CPU and an asynchronous device-side assert on a GPU; here
+    the message names the image and the possible fixes.
 
     Args:
         data_samples (Sequence[SegDataSample]): The samples of the batch, each
             with ``gt_sem_seg`` of shape [1, H, W].
         num_classes (int): Number of classes of the head. Binary heads
             (1 class) accept labels 0 and 1.
-        ignore_index (int | None): Label that stands for "no class".
+        ignore_index (int | None): Label that means "no class".
 
     Returns:
         Tensor: Labels of shape [B, 1, H, W].

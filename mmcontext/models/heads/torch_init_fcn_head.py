@@ -7,10 +7,10 @@ from mmcontext.registry import MODELS
 
 
 class TorchInit:
-    """Mixin of decode heads whose plain convolutions start as torch draws them."""
+    """Mixin for decode heads whose plain convolutions keep torch's initialisation."""
 
     def init_weights(self) -> None:
-        """Weights and biases uniform in +-1 / sqrt(fan_in); an operator's own stay as drawn."""
+        """Weights and biases uniform in +-1 / sqrt(fan_in); operators keep their own."""
         super().init_weights()
         convs = [m.conv for m in self.modules() if isinstance(m, ConvModule)] + [self.conv_seg]
         for conv in convs:
@@ -23,6 +23,6 @@ class TorchInit:
 class TorchInitFCNHead(TorchInit, FCNHead):
     """mmseg's ``FCNHead`` (`FCN <https://arxiv.org/abs/1411.4038>`_) with torch's initialisation.
 
-    PyConvSegNet's auxiliary head. Arguments, shapes and keys of the state dict as there;
-    ``init_cfg`` plays no part for the convolutions.
+    PyConvSegNet's auxiliary head. Arguments, shapes and state-dict keys are those of ``FCNHead``;
+    ``init_cfg`` does not affect the convolutions.
     """

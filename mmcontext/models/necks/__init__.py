@@ -1,4 +1,4 @@
-"""Necks that need mmengine and mmcv alone."""
+"""Necks that need only mmengine and mmcv."""
 from mmcontext.models.necks.context_fpn import ContextFPN
 
 __all__ = ['ContextFPN']

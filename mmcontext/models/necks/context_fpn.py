@@ -14,7 +14,7 @@ _EXTRA_SOURCES = ('on_input', 'on_lateral', 'on_output')
 
 @MODELS.register_module()
 class ContextFPN(BaseModule):
-    """FPN with an operator where the 3x3 output convolutions stand.
+    """FPN with an operator instead of the 3x3 output convolutions.
 
     The lateral 1x1 convolutions, the top-down path and the extra levels are those of
     `Feature Pyramid Networks <https://arxiv.org/abs/1612.03144>`_; the operator replaces the
@@ -23,8 +23,8 @@ class ContextFPN(BaseModule):
     ``context_cfg=None`` parameters, their names and results are those of ``FPN`` too. Only
     mmengine and mmcv are needed.
 
-    Extra levels (``add_extra_convs``) are made by plain 3x3 convolutions of stride 2, as the
-    authors have it.
+    Extra levels (``add_extra_convs``) are computed by plain 3x3 convolutions of stride 2, as in
+    the authors' code.
 
     Args:
         in_channels (Sequence[int]): channels of each input level.
@@ -34,14 +34,14 @@ class ContextFPN(BaseModule):
             ``dict(type='mmcontext.CVolution2d')``, without the numbers of channels. None
             means a 3x3 convolution. Defaults to None.
         start_level (int): first input level used. Defaults to 0.
-        end_level (int): last input level used, -1 for the last one. With another level than
-            the last, no extra levels are made. Defaults to -1.
-        add_extra_convs (bool | str): how the levels beyond the inputs are made: False by
+        end_level (int): last input level used, -1 for the last one. With a level other than
+            the last, there are no extra levels. Defaults to -1.
+        add_extra_convs (bool | str): how the levels beyond the inputs are computed: False by
             max-pooling, 'on_input', 'on_lateral' or 'on_output' by convolutions on the last
             input, lateral or output; True means 'on_input'. Defaults to False.
         relu_before_extra_convs (bool): whether to apply ReLU before every extra convolution
             but the first. Defaults to False.
-        no_norm_on_lateral (bool): whether the laterals go without norm. Defaults to False.
+        no_norm_on_lateral (bool): whether the laterals have no norm. Defaults to False.
         conv_cfg (dict, optional): type of the lateral, extra and (without ``context_cfg``)
             output convolutions. Defaults to None.
         norm_cfg (dict, optional): norm after every convolution and operator. Defaults to
@@ -50,8 +50,8 @@ class ContextFPN(BaseModule):
             to None.
         upsample_cfg (dict): arguments of ``F.interpolate`` on the top-down path. Defaults to
             ``dict(mode='nearest')``.
-        init_cfg (dict | list[dict]): defaults to Xavier-uniform for every ``Conv2d``, those
-            inside the operators included.
+        init_cfg (dict | list[dict]): defaults to Xavier-uniform for every ``Conv2d``, including
+            those inside the operators.
 
     Raises:
         TypeError: if ``in_channels`` is not a sequence.
@@ -131,8 +131,8 @@ class ContextFPN(BaseModule):
         """Fuse the feature maps from coarse to fine.
 
         Args:
-            inputs (Sequence[Tensor]): one map ``[B, in_channels[i], H_i, W_i]`` a level, finest
-                first.
+            inputs (Sequence[Tensor]): one map ``[B, in_channels[i], H_i, W_i]`` per level,
+                finest first.
 
         Returns:
             tuple[Tensor]: ``num_outs`` maps of ``out_channels`` channels, finest first; the

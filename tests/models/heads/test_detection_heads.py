@@ -56,7 +56,7 @@ def test_every_operator_trains(name, count, context_cfg):
 @pytest.mark.parametrize('context_cfg', CONTEXT_OPERATORS, ids=str)
 @pytest.mark.parametrize('name', ['mask', 'box'])
 def test_no_region_of_interest_in_training(name, context_cfg):
-    """Statistics stay as they are and every parameter gets a zero gradient."""
+    """Statistics do not change, and every parameter gets a zero gradient."""
     head = build(HEADS[name], context_cfg=context_cfg, norm_cfg=dict(type='BN')).train()
     before = {key: value.clone() for key, value in head.named_buffers()
               if 'running' in key or 'num_batches' in key}
@@ -104,7 +104,7 @@ def test_rpn_initialises_its_predictors_and_leaves_the_operator():
     before = head.rpn_conv.conv.span.weight.clone()
     head.init_weights()
     assert torch.equal(head.rpn_conv.conv.span.weight, before)
-    assert 0.005 < head.rpn_cls.weight.std() < 0.02  # drawn with a deviation of 0.01
+    assert 0.005 < head.rpn_cls.weight.std() < 0.02  # drawn with a standard deviation of 0.01
     assert head.rpn_reg.bias.abs().max() == 0
 
 

@@ -37,7 +37,7 @@ def test_dropout_acts_in_training_only():
     head.train()
     dropped = head.pre_logits((torch.zeros(1), x))
     assert_close(dropped.unique(), torch.tensor([0., 1 / 0.75]))
-    # 6 deviations of 20,000 draws.
+    # 6 standard deviations for 20,000 draws.
     assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
 
 

@@ -39,7 +39,7 @@ def sample(labels):
 
 
 def norm_relu(x, norm):
-    """Batch norm and ReLU from the definition; batch statistics when ``norm`` is training."""
+    """Batch norm and ReLU from the definition; batch statistics if ``norm`` is training."""
     mean, var = norm.running_mean, norm.running_var
     if norm.training:
         mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
@@ -81,7 +81,7 @@ def test_forward_is_the_definition(size, training):
 
 
 def test_upsampled_logits_meet_the_grid_of_the_authors_sizes():
-    """At sides 8 n + 1 every 8th pixel of the class map is a cell of the stride-8 logits."""
+    """For sides of 8 n + 1 every 8th pixel of the class map is a cell of the stride-8 logits."""
     head = build().eval()
     x = torch.randn(1, 256, 6, 5, dtype=torch.float64)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Geometries that reach every path of the CUDA kernels, and their float64 references."""
+"""Geometries that cover every path of the CUDA kernels, and their float64 references."""
 from typing import Dict, NamedTuple, Tuple
 
 import torch
@@ -8,13 +8,14 @@ from mmcontext.ops.local_aggregation.backends import Geometry
 from mmcontext.ops.local_aggregation.reference import aggregate
 
 FLOAT, DOUBLE, BF16, HALF = torch.float32, torch.float64, torch.bfloat16, torch.float16
-# Half an ulp of the result, relative; what sums of products may add, of the largest result.
+# Half an ulp, relative to each result; then the error of sums of products, relative to the largest
+# result.
 ROUNDING = {FLOAT: 0, DOUBLE: 0, BF16: 2.0 ** -8, HALF: 2.0 ** -11}
 SUMS = {FLOAT: 2e-6, DOUBLE: 1e-14, BF16: 2e-6, HALF: 2e-6}
 
 
 class Case(NamedTuple):
-    """One aggregation: x [batch, channels, rows, cols], w of `groups` kernels a pixel.
+    """One aggregation: x [batch, channels, rows, cols], w with `groups` kernels per pixel.
 
     ``maps`` and ``kernels`` are the layouts of x, y, their gradients, and of w and its gradient:
     'planar', 'pixel' (channels-last), 'expanded' (zero strides, gradient planar), 'chunk' (half
@@ -38,7 +39,7 @@ class Case(NamedTuple):
 
 
 def arranged(tensor: Tensor, layout: str) -> Tensor:
-    """The same values in the memory layout asked for; [B, C, H, W] or [B, G, KK, H, W]."""
+    """The same values in the given memory layout; [B, C, H, W] or [B, G, KK, H, W]."""
     if layout == 'expanded':
         return tensor[:1, ..., :1].expand_as(tensor)
     if layout == 'chunk':
@@ -47,7 +48,7 @@ def arranged(tensor: Tensor, layout: str) -> Tensor:
         return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
     if layout == 'pixel':
         flat = tensor.flatten(1, -3).to(memory_format=torch.channels_last)
-        # A map one pixel large or with one channel keeps its strides otherwise.
+        # A map with one pixel or one channel would keep its strides otherwise.
         pixels = flat.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         return pixels.unflatten(1, tensor.shape[1:-2]) if tensor.dim() == 5 else pixels
     return tensor.contiguous()
@@ -71,7 +72,7 @@ def make(case: Case) -> Dict[str, Tensor]:
 
 
 def gradient_like(shape: Tuple[int, ...], case: Case, layout: str) -> Tensor:
-    """NaN of the shape, laid out as an output of the operator is."""
+    """NaN of the given shape, in the layout of the operator's outputs."""
     layout = layout if layout == 'pixel' else 'planar'
     return arranged(torch.full(shape, float('nan'), dtype=case.dtype), layout)
 

@@ -42,7 +42,7 @@ def five_strides(tensor: Tensor, taps: bool) -> List[int]:
 
 
 def _compile(arguments: List[str], folder: Path, mode: int = ctypes.DEFAULT_MODE) -> ctypes.CDLL:
-    """Compile to a library named by the arguments and by all sources there are."""
+    """Compile to a library named after the arguments and all sources."""
     sources = sorted(path for where in (CSRC, CSRC / 'cuda', HERE) for path in where.iterdir()
                      if path.suffix in ('.cpp', '.cu', '.cuh', '.h'))
     text = ' '.join(arguments) + ''.join(path.read_text() for path in sources)
@@ -57,13 +57,13 @@ class Emulator:
     """Plans and runs aggregations as a GPU would.
 
     Args:
-        folder: Where compiled kernels are put.
+        folder: Folder for compiled kernels.
         device: Capability, multiprocessors, shared memory per block and per multiprocessor.
     """
 
     def __init__(self, folder: Path, device: Tuple[int, int, int, int] = H200) -> None:
         self.folder, self.device = Path(folder), device
-        # Kernels find the machine among the names that are global.
+        # Kernels find the machine among the global names.
         self._machine = _compile([f'-I{CSRC / "cuda"}', str(HERE / 'machine.cpp')], self.folder,
                                  ctypes.RTLD_GLOBAL)
         self._kernels: Dict[Tuple[str, str, str], ctypes.CDLL] = {}
@@ -98,7 +98,7 @@ class Emulator:
 
         Args:
             problem: Task's name, source, kernel, target, (channels, groups), (rows, columns of
-                x, of y), geometry as local_aggregation's.
+                x, of y), geometry as in local_aggregation.
         """
         launches = []
         for i in range(self._planner.plan(self._numbers(*problem))):
@@ -112,7 +112,7 @@ class Emulator:
         return launches
 
     def tiles(self, *problem) -> List[Tuple[str, float]]:
-        """Lines for set_tiles and estimated microseconds, best first; arguments as plan's."""
+        """Lines for set_tiles and estimated microseconds, best first; arguments as for plan."""
         return [(self._planner.tile_line(i).decode(), self._planner.tile_microseconds(i))
                 for i in range(self._planner.list_tiles(self._numbers(*problem)))]
 
@@ -134,7 +134,7 @@ class Emulator:
 
     def run(self, launches: Iterable[Launch], reads: Iterable[Tensor],
             writes: Iterable[Tensor]) -> None:
-        """Run launches; raises RuntimeError for what a GPU would not forgive."""
+        """Run launches; raises RuntimeError for errors that would be fatal on a GPU."""
         ranges = []
         for tensor, writable in [(t, 0) for t in reads] + [(t, 1) for t in writes]:
             last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride()))

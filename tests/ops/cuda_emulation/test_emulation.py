@@ -1,4 +1,4 @@
-"""The CUDA kernels and their planner on the CPU: numbers, addresses, barriers, tails."""
+"""The CUDA kernels and their planner on the CPU: results, addresses, barriers, tails."""
 import os
 import struct
 import sys
@@ -23,7 +23,7 @@ GENERAL = [
 
 
 def square(dtype, size, groups, kernel, stride=1, dilation=1, padding=None, **options) -> Case:
-    """A case that the tiled kernels serve."""
+    """A case supported by the tiled kernels."""
     same = dilation * (kernel - 1) // 2
     return Case(dtype, size, groups, (kernel,) * 2, (stride,) * 2,
                 (same if padding is None else padding,) * 2, (dilation,) * 2, **options)
@@ -49,7 +49,7 @@ TILED = [
 
 @pytest.fixture(scope='module')
 def emulator(tmp_path_factory) -> Emulator:
-    """Kernels compiled once per module, or once for all where a folder is given."""
+    """Kernels compiled once per module, or once for all if a folder is given."""
     folder = os.environ.get('MMCONTEXT_EMULATION_DIR')
     return Emulator(Path(folder) if folder else tmp_path_factory.mktemp('emulated'))
 
@@ -67,7 +67,7 @@ def problems(case: Case, data: dict) -> dict:
 
 
 def check(emulator: Emulator, case: Case, data: dict) -> dict:
-    """Compare y, gx and gw with their references; the launches that made each."""
+    """Compare y, gx and gw with their references; returns the launches for each."""
     asked = problems(case, data)
     launches = {name: emulator.plan(*problem) for name, problem in asked.items()}
     emulator.compile(launch for some in launches.values() for launch in some)
@@ -88,7 +88,7 @@ def test_general_kernels(emulator, case):
 def test_tiled_kernels(emulator, case):
     launches = check(emulator, case, make(case))
     general = [name for name, some in launches.items() if some[0].source == 'general.cu']
-    # Gradients of x are tiled for the padding that keeps the size at stride 1.
+    # Gradients of x are tiled for the padding that preserves the size at stride 1.
     assert general == (['gx'] if case.padding[0] == 0 else [])
 
 
@@ -126,7 +126,7 @@ def test_offsets_beyond_32_bits(emulator, dimension, source):
     data = make(case)
     strides = list(data['x'].stride())
     strides[dimension] = 2 ** 31
-    # Only the pages that are written are ever there.
+    # Only the pages that are written are ever allocated.
     room = torch.empty(2 ** 31 * (case.size[dimension] - 1) + 4096, dtype=BF16)
     data['x'] = room.as_strided(case.size, strides).copy_(data['x'])
     launches = check(emulator, case, data)
