@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('model', help='file that export_onnx.py wrote')
     parser.add_argument('images', nargs='+', metavar='image')
-    parser.add_argument('--library', help='what export_onnx.py --own-operators wrote beside it')
+    parser.add_argument('--library', help='library that export_onnx.py --own-operators wrote')
     parser.add_argument('--out-dir', type=Path, help='folder for the pictures')
     parser.add_argument('--score', type=float, default=0.3,
                         help='draw detections from this score on (default: 0.3)')
@@ -70,7 +70,7 @@ def load(path: str, library: Optional[str] = None
             # (A bare name would be looked up on the system's library path.)
             options.register_custom_ops_library(str(Path(library).resolve()))
         session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
-    except Exception as error:  # onnxruntime has no common base of its own
+    except Exception as error:  # onnxruntime's errors have no common base
         reason = str(error).partition('\n')[0]
         hint = '' if library else ' (a file with own operators needs --library)'
         raise UsageError(f'{path} cannot be loaded by onnxruntime{hint}: {reason}') from error

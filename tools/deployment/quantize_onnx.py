@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--keep', metavar='PATTERN',
                         help='leave layers in float32 whose name matches this regular expression, '
                         'e.g. span for those that make the kernels of involutions')
-    parser.add_argument('--library', help='what export_onnx.py --own-operators wrote beside it')
+    parser.add_argument('--library', help='library that export_onnx.py --own-operators wrote')
     parser.add_argument('--fp16', action='store_true', help='float16 instead of int8')
     parser.add_argument('--out', help='file to write (default: MODEL_int8.onnx, MODEL_fp16.onnx)')
     add_cfg_options(parser)

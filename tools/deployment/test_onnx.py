@@ -16,8 +16,8 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file, or mmcontext::FAMILY/NAME.py')
-    parser.add_argument('model', help='file that export_onnx.py wrote of it')
-    parser.add_argument('--library', help='what export_onnx.py --own-operators wrote beside it')
+    parser.add_argument('model', help='file that export_onnx.py wrote for it')
+    parser.add_argument('--library', help='library that export_onnx.py --own-operators wrote')
     add_common_arguments(parser)
     return parser.parse_args()
 
