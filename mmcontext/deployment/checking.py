@@ -190,7 +190,8 @@ def match(expected, actual) -> Agreement:
             best = (distance + difference).argmin()
             box = max(box, distance[best].item())
             score = max(score, difference[best].item())
-            if with_masks:
+            # mmdet gives a box without area the mask of a strip of pixels, the graph an empty one.
+            if with_masks and (ones.bboxes[one, 2:] > ones.bboxes[one, :2]).all():
                 mask, other = ones.masks[one], others.masks[same[best]]
                 if (mask ^ other).sum() > 1:
                     overlap = min(overlap, ((mask & other).sum() / (mask | other).sum()).item())
