@@ -92,8 +92,9 @@ def test_detections_without_partners_are_found():
 
 def test_masks_of_boxes_without_area_are_not_compared():
     def found(width: float, filled: bool) -> InstanceData:
-        return InstanceData(bboxes=torch.tensor([[3., 0., 3 + width, 9.]]), labels=torch.tensor([1]),
-                            scores=torch.tensor([0.5]), masks=torch.full((1, 9, 9), filled))
+        return InstanceData(
+            bboxes=torch.tensor([[3., 0., 3 + width, 9.]]), labels=torch.tensor([1]),
+            scores=torch.tensor([0.5]), masks=torch.full((1, 9, 9), filled))
 
     assert match(found(0., True), found(0., False))
     assert not match(found(1., True), found(1., False))
