@@ -4,13 +4,14 @@
 
 Forward and backward of a depth-wise convolution: 1-D with kernels of 3 to 1023 taps, 2-D with
 3x3 to 65x65. Writes a table (.md), the figures (.json) and, if matplotlib is installed, a plot
-(.svg). Both ways must agree before anything is timed. With ``--calibrate`` it prints the
-constants of the cost model instead.
+(.svg). Both ways must agree before anything is timed. ``--choices`` times other geometries, in
+inference and training, and prints those for which the cost model chooses the slower way.
 """
 import argparse
 import json
 import platform
 import time
+from itertools import product
 from pathlib import Path
 from typing import Dict, List
 
@@ -27,14 +28,28 @@ KERNELS = {1: (3, 7, 15, 31, 63, 127, 255, 511, 1023), 2: (3, 5, 9, 17, 33, 49, 
 SHAPES = {1: (4, 32, 1024), 2: (2, 16, 64)}
 
 
-def run(method: str, x: Tensor, weight: Tensor) -> None:
-    """One training step of the convolution."""
-    y = METHODS[method](x, weight, padding='same', groups=x.shape[1])
-    torch.autograd.grad(y, (x, weight), torch.ones_like(y))
+# Axes, batch, channels, groups, side, kernels.
+GEOMETRIES = (
+    (1, 4, 64, 64, 784, (5, 9, 15, 31, 63, 127, 255, 511, 783)),
+    (1, 4, 32, 32, 196, (9, 31, 91, 195)), (1, 4, 140, 140, 1024, (15, 63, 255, 1023)),
+    (1, 4, 64, 64, 161, (31, 161)),
+    (1, 4, 16, 16, 3000, (63, 511)), (1, 4, 32, 1, 784, (9, 31, 127, 511)),
+    (1, 4, 64, 1, 161, (5, 31, 161)), (2, 2, 32, 32, 32, (5, 7, 9, 13, 15, 17, 25, 31)),
+    (2, 2, 64, 64, 56, (5, 9, 13, 17, 33)), (2, 2, 16, 16, 64, (7, 15, 33, 63)),
+    (2, 2, 128, 128, 14, (5, 9, 13)), (2, 2, 140, 140, 32, (9, 33)),
+    (2, 2, 16, 1, 32, (5, 9, 13, 17, 31)), (2, 2, 32, 1, 28, (7, 13, 27)),
+    (3, 1, 8, 8, 16, (3, 5, 7, 11)))
 
 
-def seconds(x: Tensor, weight: Tensor, budget: float) -> Dict[str, float]:
-    """Shortest training step of each way; they alternate, in case of noise on the machine."""
+def run(method: str, x: Tensor, weight: Tensor, groups: int) -> None:
+    """One training step of the convolution, or one forward pass if gradients are off."""
+    y = METHODS[method](x, weight, padding='same', groups=groups)
+    if y.requires_grad:
+        torch.autograd.grad(y, (x, weight), torch.ones_like(y))
+
+
+def seconds(x: Tensor, weight: Tensor, budget: float, groups: int) -> Dict[str, float]:
+    """Shortest run of each way; they alternate, in case of noise on the machine."""
     best = dict.fromkeys(METHODS, float('inf'))
     turn, spent = 0, 0.
     while turn < 2 or (spent < budget and turn < 50):
@@ -42,7 +57,7 @@ def seconds(x: Tensor, weight: Tensor, budget: float) -> Dict[str, float]:
             if x.is_cuda:
                 torch.cuda.synchronize()
             start = time.perf_counter()
-            run(method, x, weight)
+            run(method, x, weight, groups)
             if x.is_cuda:
                 torch.cuda.synchronize()
             taken = time.perf_counter() - start
@@ -78,7 +93,7 @@ def measure(dim: int, kernel: int, device: str, budget: float) -> dict:
     outputs = [METHODS[m](x, weight, padding='same', groups=channels) for m in METHODS]
     torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-3 * kernel**(dim / 2))
     del outputs
-    times = seconds(x, weight, budget)
+    times = seconds(x, weight, budget, channels)
     for method in METHODS:
         row[f'{method}_ms'] = 1e3 * times[method]
         row[f'{method}_mib'] = saved_mebibytes(method, x, weight)
@@ -124,34 +139,24 @@ def plot(rows: List[dict], path: Path) -> bool:
     return True
 
 
-def calibrate(device: str, repeats: int = 5) -> None:
-    """Print nanoseconds per unit of work, for ``_COSTS`` of the cost model."""
-    batch, channels, side, kernel = 2, 32, 64, 9
-    with torch.no_grad():
-        for name, groups in (('depth-wise', channels), ('full', 1)):
-            x = torch.randn(batch, channels, side, side, device=device)
-            weight = torch.randn(channels, channels // groups, kernel, kernel, device=device)
-            per = {}
-            for method, conv in METHODS.items():
-                times = []
-                for _ in range(repeats + 1):
-                    start = time.perf_counter()
-                    conv(x, weight, padding='same', groups=groups)
-                    if x.is_cuda:
-                        torch.cuda.synchronize()
-                    times.append(time.perf_counter() - start)
-                per[method] = 1e9 * min(times[1:])
-            work = batch * side**2 * channels * weight.shape[1] * kernel**2
-            print(f'{name}: direct {per["direct"] / work:.3g} ns per multiply-add; '
-                  f'fft {per["fft"] / 1e6:.3g} ms')
-        x = torch.randn(batch, channels, side, side, device=device)
-        start = time.perf_counter()
-        for _ in range(repeats):
-            torch.fft.irfftn(torch.fft.rfftn(x, dim=(2, 3)), dim=(2, 3))
-            if x.is_cuda:
-                torch.cuda.synchronize()
-        spent = 1e9 * (time.perf_counter() - start) / repeats
-        print(f'transform: {spent / (2 * x.numel() * 12):.3g} ns per element and doubling')
+def choices(device: str, budget: float) -> None:
+    """Print the cases of ``GEOMETRIES`` in which the cost model chooses the slower way."""
+    wrong = cases = 0
+    for dim, batch, channels, groups, side, kernels in GEOMETRIES:
+        for kernel, grad in product(kernels, (False, True)):
+            x = torch.randn(batch, channels, *(side, ) * dim, device=device, requires_grad=grad)
+            weight = torch.randn(channels, channels // groups, *(kernel, ) * dim, device=device,
+                                 requires_grad=grad)
+            chosen = explain_method(x, weight, padding='same', groups=groups)['chosen']
+            with torch.set_grad_enabled(grad):
+                times = seconds(x, weight, budget, groups)
+            ratio = times[chosen] / min(times.values())
+            cases += 1
+            if ratio > 1.05:
+                wrong += 1
+                print(f'{dim}-D, {channels} channels, {groups} groups, side {side}, kernel '
+                      f'{kernel}, {"training" if grad else "inference"}: {chosen}, {ratio:.2f}')
+    print(f'more than 5 % over the best in {wrong} of {cases} cases')
 
 
 def main() -> None:
@@ -161,11 +166,11 @@ def main() -> None:
     parser.add_argument('--out', default='work_dirs/bench_fft_conv', help='folder to write')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--budget', type=float, default=1., help='seconds for each kernel size')
-    parser.add_argument('--calibrate', action='store_true',
-                        help='print constants for the cost model instead')
+    parser.add_argument('--choices', action='store_true',
+                        help="check the cost model's choices over many geometries instead")
     args = parser.parse_args()
-    if args.calibrate:
-        calibrate(args.device)
+    if args.choices:
+        choices(args.device, args.budget)
         return
     rows = []
     for dim, kernels in KERNELS.items():

@@ -126,7 +126,7 @@ def fft_conv_impl(x: Tensor, weight: Tensor, bias: Optional[Tensor],
 
 def _pays_to_pad_first(x: Tensor, geometry: ConvGeometry) -> bool:
     # oneDNN leaves its fast kernels if a convolution itself pads rows by more than 6: those on a
-    # padded map are up to 27 times as fast. Runtimes of exported graphs pad by themselves.
+    # padded map are up to 19 times as fast. Runtimes of exported graphs pad by themselves.
     return (x.device.type == 'cpu' and geometry.dim < 3
             and geometry.padding[-1][0] > _FAST_PADDING and not is_recording())
 
