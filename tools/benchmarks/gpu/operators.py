@@ -7,7 +7,7 @@ import torch
 from bench_ops import Shape, operands, ours, shift_and_add
 from torch import Tensor
 
-from gpu.backends import available, cuda_module, refusals
+from gpu.backends import available, refusals
 from gpu.record import Record
 from gpu.timing import Device
 
@@ -158,14 +158,3 @@ def compiled(record: Record, options: argparse.Namespace) -> None:
     for shape in shapes(options)[:4]:
         time_one(record, clocks, 'shift-and-add, compiled', run, shape, 'float32', 'nchw',
                  bandwidth)
-
-
-def tiles(record: Record, options: argparse.Namespace) -> None:
-    """(c) Tiles of the CUDA kernels; the fastest are written to a file that the planner reads."""
-    from gpu.tiles import tune
-    module = cuda_module()
-    if not hasattr(module, 'set_tiles'):
-        record.note(left_out='the CUDA backend has no set_tiles' if module else
-                    'there is no CUDA backend')
-        return
-    tune(record, options, module.set_tiles)

@@ -44,7 +44,7 @@ TASKS = (
     Task('fused', 'b', 'gpu.fused:main', 20),
     Task('first_step', 'b', 'gpu.steps:first_step', 45, needs=_NETWORKS),
     Task('sizes', 'b', 'gpu.steps:sizes', 20),
-    Task('tiles', 'c', 'gpu.operators:tiles', 30),
+    Task('tiles', 'c', 'gpu.tiles:tiles', 30),
     Task('memcheck', 'a', 'gpu.correctness:sanitized', 25, tool=_sanitizer('memcheck')),
     Task('racecheck', 'a', 'gpu.correctness:sanitized', 25, tool=_sanitizer('racecheck')),
     Task('grouped', 'e', 'gpu.grouped:main', 60),

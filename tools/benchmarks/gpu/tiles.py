@@ -9,6 +9,7 @@ from typing import Callable, List, Tuple
 import torch
 from bench_ops import Shape, operands, ours
 
+from gpu.backends import cuda_module
 from gpu.operators import TOLERANCE, directions, reference_of, shapes
 from gpu.record import Record
 from gpu.timing import Device
@@ -52,6 +53,16 @@ def line(shape: Shape, dtype: str, layout: str, direction: str, tile: Tile) -> s
         f'{_TASKS[direction]} {dtype} {shape.kernel} {shape.stride} 1 '
         f'{"last" if layout == "nhwc" else "planar"} {channels} {rows} {cols} {shape.groups}  '
         f'{tile[0]} {tile[1]} {tile[2]}' for channels in (8, 16))
+
+
+def tiles(record: Record, options: argparse.Namespace) -> None:
+    """(c) Tiles of the CUDA kernels; the fastest are written to a file that the planner reads."""
+    module = cuda_module()
+    if not hasattr(module, 'set_tiles'):
+        record.note(left_out='the CUDA backend has no set_tiles' if module else
+                    'there is no CUDA backend')
+        return
+    tune(record, options, module.set_tiles)
 
 
 def tune(record: Record, options: argparse.Namespace, set_tiles: Callable[[str], None]) -> None:
