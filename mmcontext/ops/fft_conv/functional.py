@@ -11,6 +11,7 @@ from mmcontext.ops.tracing import is_recording
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _FAST_PADDING = 6
+_SHORT_ROW, _SHORT_ROW_DEPTHWISE = 13, 3
 
 
 def fft_conv(x: Tensor,
@@ -124,18 +125,21 @@ def fft_conv_impl(x: Tensor, weight: Tensor, bias: Optional[Tensor],
         return out.to(x.dtype).contiguous()
 
 
-def _pays_to_pad_first(x: Tensor, geometry: ConvGeometry) -> bool:
+def _pays_to_pad_first(x: Tensor, weight: Tensor, geometry: ConvGeometry) -> bool:
     # oneDNN leaves its fast kernels if a convolution itself pads rows by more than 6: those on a
-    # padded map are up to 19 times as fast. Runtimes of exported graphs pad by themselves.
+    # padded map are up to 19 times as fast. Dilated short kernels over several channels stay fast.
+    # Runtimes of exported graphs pad by themselves.
     return (x.device.type == 'cpu' and geometry.dim < 3
-            and geometry.padding[-1][0] > _FAST_PADDING and not is_recording())
+            and geometry.padding[-1][0] > _FAST_PADDING
+            and geometry.kernel[-1] > (_SHORT_ROW if weight.shape[1] > 1 else _SHORT_ROW_DEPTHWISE)
+            and not is_recording())
 
 
 def direct_conv_impl(x: Tensor, weight: Tensor, bias: Optional[Tensor],
                      geometry: ConvGeometry) -> Tensor:
     """:func:`direct_conv` on checked arguments."""
     if (all([left == right for left, right in geometry.padding])
-            and not _pays_to_pad_first(x, geometry)):
+            and not _pays_to_pad_first(x, weight, geometry)):
         padding = tuple([left for left, _ in geometry.padding])
     else:
         padding = 0
