@@ -8,7 +8,7 @@ the result is remembered for the life of the process.
 """
 import math
 import time
-from typing import Callable, Dict, NamedTuple, Optional
+from typing import Callable, Dict, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -26,23 +26,48 @@ _MEASURE = 'measure'
 _METHODS = (_MEASURE, 'fft', 'direct', 'model')
 _IMPLEMENTATIONS = {'fft': fft_conv_impl, 'direct': direct_conv_impl}
 
-# Costs in nanoseconds, each as (depth-wise, full) where there are two. Of the direct way per
-# multiply-add and per output element, at inference and with gradients; depth-wise gradients are an
-# order of magnitude slower than the forward pass on a CPU, and half as slow with one axis;
-# `long_grad` is for full kernels with a side beyond `fast_side` and more than one axis. Of the FFT
-# per element, axis and doubling of a transform, per product of spectra and per call; `fft_grad` is
-# the factor with gradients. Only their ratios matter. Those for the CPU are fitted to 62
-# geometries, each with and without gradients, on one thread. For CUDA, that of a transform is from
-# a profile of a CKResNet-50 step on an H200 (with the copies, casts and products around it, 9 ms
-# for 9e7 points); the others are estimates: a depth-wise kernel loads two operands per multiply-add
-# from its cache.
+
+class _Costs(NamedTuple):
+    """Nanoseconds of the cost model, only right relative to each other; pairs are (depth-wise,
+    full).
+
+    Attributes:
+        direct: Per multiply-add of the direct way, at inference.
+        grad: The same with gradients; depth-wise ones are an order of magnitude slower than the
+            forward pass on a CPU.
+        transform: Per element, axis and doubling of a transform.
+        product: Per product of spectra.
+        call: Per call by FFT.
+        fft_grad: How many times as long the FFT way takes with gradients.
+        element: Per output element of the direct way, at inference.
+        grad_1d: As ``grad``, for one axis; None for the same.
+        element_grad_1d: As ``element``, for one axis with gradients.
+        long_grad: As the full ``grad`` of more than one axis, for kernels with a side beyond
+            ``fast_side``.
+    """
+    direct: Tuple[float, float]
+    grad: Tuple[float, float]
+    transform: float
+    product: Tuple[float, float]
+    call: float = 0.
+    fft_grad: float = 3.
+    element: float = 0.
+    grad_1d: Optional[Tuple[float, float]] = None
+    element_grad_1d: Tuple[float, float] = (0., 0.)
+    long_grad: float = math.nan
+    fast_side: float = math.inf
+
+
 _COSTS = {
-    'cpu': dict(direct=(0.023, 0.0135), element=1.4, grad=(1.05, 0.04), grad_1d=(0.57, 0.08),
-                element_grad_1d=(5.6, 0.), fast_side=13, long_grad=0.125, transform=0.146,
-                product=(0.83, 1.3), call=34e3, fft_grad=4),
-    'cuda': dict(direct=(4e-4, 4e-5), element=0., grad=(1.2e-3, 1.2e-4), grad_1d=(1.2e-3, 1.2e-4),
-                 element_grad_1d=(0., 0.), fast_side=math.inf, long_grad=1.2e-4,
-                 transform=0.75e-3, product=(1e-3, 1e-3), call=0., fft_grad=3),
+    # Fitted to 62 geometries, each with and without gradients, on one thread.
+    'cpu': _Costs(direct=(0.023, 0.0135), grad=(1.05, 0.04), transform=0.146, product=(0.83, 1.3),
+                  call=34e3, fft_grad=4., element=1.4, grad_1d=(0.57, 0.08),
+                  element_grad_1d=(5.6, 0.), long_grad=0.125, fast_side=13),
+    # The transform's is from a profile of a CKResNet-50 step on an H200 (with the copies, casts and
+    # products around it, 9 ms for 9e7 points); the others are estimates: a depth-wise kernel loads
+    # two operands per multiply-add from its cache.
+    'cuda': _Costs(direct=(4e-4, 4e-5), grad=(1.2e-3, 1.2e-4), transform=0.75e-3,
+                   product=(1e-3, 1e-3)),
 }
 # A method predicted to take this long, and this many times as long as the other, is not timed.
 _TRIAL_LIMIT_SECONDS = 0.05
@@ -95,18 +120,18 @@ def predict_seconds(batch: int, channels: int, out_channels: int, geometry: Conv
     taps = math.prod(geometry.kernel)
     outputs = batch * out_channels * math.prod(geometry.out_size)
     if not grad:
-        each, further = cost['direct'][full], cost['element']
+        each, further = cost.direct[full], cost.element
     elif len(geometry.kernel) == 1:
-        each, further = cost['grad_1d'][full], cost['element_grad_1d'][full]
+        each, further = (cost.grad_1d or cost.grad)[full], cost.element_grad_1d[full]
     else:
-        slow = full and max(geometry.kernel) > cost['fast_side']
-        each, further = cost['long_grad'] if slow else cost['grad'][full], 0.
+        slow = full and max(geometry.kernel) > cost.fast_side
+        each, further = cost.long_grad if slow else cost.grad[full], 0.
     direct = outputs * (fan_in * taps * each + further)
     points = math.prod(geometry.fft_size)
     transforms = batch * channels + batch * out_channels + out_channels * fan_in
     fft = (transforms * points * math.log2(max(points, 2)) * len(geometry.kernel)
-           * cost['transform'] + planes * points / 2 * cost['product'][full] + cost['call'])
-    return {'fft': fft * (cost['fft_grad'] if grad else 1) * 1e-9, 'direct': direct * 1e-9}
+           * cost.transform + planes * points / 2 * cost.product[full] + cost.call)
+    return {'fft': fft * (cost.fft_grad if grad else 1) * 1e-9, 'direct': direct * 1e-9}
 
 
 # A layer asks the same question at every step.
