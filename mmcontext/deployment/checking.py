@@ -1,6 +1,5 @@
 """Compare the results of an exported graph with those of the network in torch."""
-import copy
-from typing import List, NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
@@ -113,11 +112,11 @@ def compare(graph: Graph, onnx: OnnxGraph, inputs: Tuple[Tensor, ...]) -> Agreem
         UserError: The logits are not even finite in torch.
     """
     actual = onnx(*inputs)
+    if isinstance(graph.module, Detection):
+        samples, images = samples_of(graph, inputs)
+        return match_all(predicted(graph.model, samples, images),
+                         instances(actual, samples, graph.metadata))
     with torch.no_grad():
-        if isinstance(graph.module, Detection):
-            samples, images = samples_of(graph, inputs)
-            return join([match(*pair) for pair in zip(
-                predicted(graph, samples, images), instances(actual, samples, graph.metadata))])
         expected = graph.module(*inputs)
     name, = actual
     actual = torch.from_numpy(actual[name])
@@ -130,20 +129,16 @@ def compare(graph: Graph, onnx: OnnxGraph, inputs: Tuple[Tensor, ...]) -> Agreem
     return Agreement(((actual - expected).abs().max() / expected.abs().max()).item())
 
 
-def predicted(graph: Graph, samples: list, images: Tensor,
-              model: Optional[nn.Module] = None) -> list:
+def predicted(model: nn.Module, samples: list, images: Tensor) -> list:
     """Detections (InstanceData) of every image in torch.
 
     Args:
-        graph: Graph of a detector.
+        model: A detector, of any dtype.
         samples, images: See :func:`samples_of`.
-        model: Used instead of the graph's, of any dtype.
     """
-    model = model or graph.model
-    images = images.to(next(model.parameters()).dtype)
     with torch.no_grad():
-        return [sample.pred_instances
-                for sample in model.predict(images, copy.deepcopy(samples), rescale=True)]
+        return [sample.pred_instances for sample in model.predict(
+            images.to(next(model.parameters()).dtype), samples, rescale=True)]
 
 
 def samples_of(graph: Graph, inputs: Tuple[Tensor, ...]) -> Tuple[list, Tensor]:
@@ -157,14 +152,13 @@ def samples_of(graph: Graph, inputs: Tuple[Tensor, ...]) -> Tuple[list, Tensor]:
         for size in sizes], images
 
 
-def join(parts: List[Agreement]) -> Agreement:
-    """The worst of several agreements of one kind."""
-    logits = [part.logits for part in parts if part.logits is not None]
+def match_all(expected: list, actual: list) -> Agreement:
+    """The worst agreement of the images of a batch; see :func:`match`."""
+    parts = [match(*pair) for pair in zip(expected, actual)]
     masks = [part.mask for part in parts if part.mask is not None]
     return Agreement(
-        max(logits) if logits else None, sum(part.found for part in parts),
-        max(part.box for part in parts), max(part.score for part in parts),
-        min(masks) if masks else None)
+        None, sum(part.found for part in parts), max(part.box for part in parts),
+        max(part.score for part in parts), min(masks) if masks else None)
 
 
 def match(expected, actual) -> Agreement:

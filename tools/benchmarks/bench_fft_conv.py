@@ -26,8 +26,6 @@ POLICIES = ('auto', 'measure')
 KERNELS = {1: (3, 7, 15, 31, 63, 127, 255, 511, 1023), 2: (3, 5, 9, 17, 33, 49, 65)}
 # Batch, channels, side.
 SHAPES = {1: (4, 32, 1024), 2: (2, 16, 64)}
-
-
 # Axes, batch, channels, groups, side, kernels.
 GEOMETRIES = (
     (1, 4, 64, 64, 784, (5, 9, 15, 31, 63, 127, 255, 511, 783)),
@@ -41,14 +39,14 @@ GEOMETRIES = (
     (3, 1, 8, 8, 16, (3, 5, 7, 11)))
 
 
-def run(method: str, x: Tensor, weight: Tensor, groups: int) -> None:
-    """One training step of the convolution, or one forward pass if gradients are off."""
-    y = METHODS[method](x, weight, padding='same', groups=groups)
+def run(method: str, x: Tensor, weight: Tensor) -> None:
+    """One training step of the convolution, or one forward pass if no gradients are needed."""
+    y = METHODS[method](x, weight, padding='same', groups=x.shape[1] // weight.shape[1])
     if y.requires_grad:
         torch.autograd.grad(y, (x, weight), torch.ones_like(y))
 
 
-def seconds(x: Tensor, weight: Tensor, budget: float, groups: int) -> Dict[str, float]:
+def seconds(x: Tensor, weight: Tensor, budget: float) -> Dict[str, float]:
     """Shortest run of each way; they alternate, in case of noise on the machine."""
     best = dict.fromkeys(METHODS, float('inf'))
     turn, spent = 0, 0.
@@ -57,7 +55,7 @@ def seconds(x: Tensor, weight: Tensor, budget: float, groups: int) -> Dict[str, 
             if x.is_cuda:
                 torch.cuda.synchronize()
             start = time.perf_counter()
-            run(method, x, weight, groups)
+            run(method, x, weight)
             if x.is_cuda:
                 torch.cuda.synchronize()
             taken = time.perf_counter() - start
@@ -93,7 +91,7 @@ def measure(dim: int, kernel: int, device: str, budget: float) -> dict:
     outputs = [METHODS[m](x, weight, padding='same', groups=channels) for m in METHODS]
     torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-3 * kernel**(dim / 2))
     del outputs
-    times = seconds(x, weight, budget, channels)
+    times = seconds(x, weight, budget)
     for method in METHODS:
         row[f'{method}_ms'] = 1e3 * times[method]
         row[f'{method}_mib'] = saved_mebibytes(method, x, weight)
@@ -148,8 +146,7 @@ def choices(device: str, budget: float) -> None:
             weight = torch.randn(channels, channels // groups, *(kernel, ) * dim, device=device,
                                  requires_grad=grad)
             chosen = explain_method(x, weight, padding='same', groups=groups)['chosen']
-            with torch.set_grad_enabled(grad):
-                times = seconds(x, weight, budget, groups)
+            times = seconds(x, weight, budget)
             ratio = times[chosen] / min(times.values())
             cases += 1
             if ratio > 1.05:

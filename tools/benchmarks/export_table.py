@@ -31,8 +31,7 @@ from mmcontext.deployment.checking import (
     Agreement,
     compare,
     image_inputs,
-    join,
-    match,
+    match_all,
     predicted,
     samples_of,
 )
@@ -133,14 +132,14 @@ def rounding(graph: Graph, inputs: Tuple[torch.Tensor, ...]) -> Agreement:
     """How far a detector in float32 is from itself in float64, both in torch: a difference of the
     file that is no larger tells of the network."""
     samples, images = samples_of(graph, inputs)
-    found = [result.clone() for result in predicted(graph, samples, images)]
+    found = predicted(graph.model, samples, images)
     suppress, sample = NMSop.apply, F.grid_sample  # mmcv's and mmdet's for float32 alone
     with patch.object(NMSop, 'apply', lambda boxes, scores, *options: suppress(
             boxes.float(), scores.float(), *options)), \
             patch.object(F, 'grid_sample', lambda masks, grid, **options: sample(
                 masks, grid.to(masks.dtype), **options)):
-        exact = predicted(graph, samples, images, copy.deepcopy(graph.model).double())
-    return join([match(*pair) for pair in zip(exact, found)])
+        exact = predicted(copy.deepcopy(graph.model).double(), samples, images)
+    return match_all(exact, found)
 
 
 def count_nodes(path: str) -> int:
