@@ -24,7 +24,7 @@ from mmcontext.deployment.preprocess import (
 )
 from mmcontext.engine.flops import build_model as build_plain
 from mmcontext.utils.checkpoint import load_checkpoint_file, misfit
-from mmcontext.utils.errors import UserError, first_line
+from mmcontext.utils.errors import UserError, first_line, required
 from mmcontext.utils.initialise import initialise
 from mmcontext.version import __version__
 
@@ -272,9 +272,10 @@ def export(graph: Graph, path: str, opset: int = OPSET, own_operators: bool = Fa
             standard ones. Defaults to False.
 
     Raises:
-        UserError: The network does not run on the example, the graph cannot be written in that
-            operator set, or it has operators that are not ONNX's.
+        UserError: onnx is missing, the network does not run on the example, the graph cannot be
+            written in that operator set, or it has operators that are not ONNX's.
     """
+    required('onnx')  # torch's exporter imports it.
     if isinstance(graph.module, Detection) and opset < DETECTION_OPSET:
         raise UserError(f'a detector needs opset {DETECTION_OPSET} for its RoiAlign, got {opset}')
     options = {'custom_opsets': {DOMAIN: 1}} if own_operators else {}

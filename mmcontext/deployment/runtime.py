@@ -10,7 +10,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from mmcontext.deployment.operators import paste_masks
-from mmcontext.utils.errors import UserError, first_line
+from mmcontext.utils.errors import UserError, first_line, required
 
 
 class OnnxGraph:
@@ -30,10 +30,7 @@ class OnnxGraph:
     """
 
     def __init__(self, path: str, library: Optional[str] = None) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise UserError('this needs onnxruntime: pip install onnxruntime') from error
+        onnxruntime = required('onnxruntime')
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         # It warns about a detector's empty results, and about errors that are raised anyway.

@@ -1,4 +1,6 @@
 """Errors whose message is meant for the person at the command line."""
+import importlib
+from types import ModuleType
 
 
 class UserError(RuntimeError):
@@ -14,6 +16,19 @@ class CheckpointError(UserError):
 
 class DataError(UserError):
     """A data folder or annotation file that is missing or empty."""
+
+
+def required(package: str) -> ModuleType:
+    """Import a package that only some tools need.
+
+    Raises:
+        UserError: It cannot be imported.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(f'this needs the package {package}, which cannot be imported here '
+                        f'({error}); install it with: pip install {package}') from error
 
 
 def first_line(error: Exception) -> str:

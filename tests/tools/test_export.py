@@ -202,6 +202,14 @@ def test_tool_refuses_in_one_sentence(config, arguments, message, tmp_path, monk
     assert message in error and error.count('\n') == 1 and 'graph(' not in out
 
 
+def test_missing_package_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'onnx', None)
+    monkeypatch.setattr(sys, 'argv', ['export_onnx.py', str(ROOT / 'configs/ccnn/ccnn_digits.py'),
+                                      '--out', str(tmp_path / 'model.onnx')])
+    assert export_onnx.run(export_onnx.main) == 1
+    assert 'pip install onnx\n' in capsys.readouterr().err
+
+
 class _Foreign(torch.autograd.Function):
     """An operator that ONNX does not have."""
 

@@ -28,7 +28,7 @@ from mmcontext.deployment.preprocess import Preprocess, normalisation_of, test_d
 from mmcontext.deployment.runtime import OnnxGraph
 from mmcontext.utils.cli import add_cfg_options, load_config, run
 from mmcontext.utils.data import check_dataset, explain
-from mmcontext.utils.errors import UserError
+from mmcontext.utils.errors import UserError, required
 
 # Products of activations, such as the aggregation's, are not among these.
 _INT8 = ('Conv', 'Gemm')
@@ -217,10 +217,7 @@ def main() -> None:
     args = parse_args()
     args.launcher, args.work_dir, args.local_rank = 'none', None, 0
     graph = OnnxGraph(args.model, args.library)
-    try:
-        import onnx  # noqa: F401
-    except ImportError as error:
-        raise UserError('this needs onnx: pip install onnx') from error
+    required('onnx')
     out = args.out or f'{Path(args.model).with_suffix("")}_{"fp16" if args.fp16 else "int8"}.onnx'
     prepare_output(out)
     if args.fp16:
