@@ -19,7 +19,8 @@ from mmcontext.utils.packages import DISTRIBUTION, distributions, folder_of
 _PACKAGES = {
     'numpy': 'numpy', 'torchvision': 'torchvision', 'triton': 'triton', 'mmengine': 'mmengine',
     'mmcv': 'mmcv', 'mmpretrain': 'mmpretrain', 'mmdet': 'mmdet', 'mmseg': 'mmsegmentation',
-    'transformers': 'transformers', 'onnxruntime': 'onnxruntime', 'setuptools': 'setuptools',
+    'transformers': 'transformers', 'onnx': 'onnx', 'onnxruntime': 'onnxruntime',
+    'setuptools': 'setuptools',
 }
 
 
