@@ -17,6 +17,8 @@ from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
+from mmcontext.utils.errors import required
+
 # Models that subclass a class of an optional package: name -> (package, pip name, module).
 # Their modules are imported when the name is first used, because importing mmdet or
 # mmseg takes seconds and neither need be installed.
@@ -66,12 +68,7 @@ class _OptionalRegistry(Registry):
         if scope in (None, self.scope) and name in self._optional \
                 and name not in self._module_dict:
             package, pip_name, module = self._optional[name]
-            try:
-                importlib.import_module(package)
-            except ImportError as error:
-                raise ImportError(
-                    f'mmcontext.{name} needs the package {package!r}, which cannot be imported '
-                    f'here ({error}); install it with: pip install {pip_name}') from error
+            required(package, f'mmcontext.{name} needs', pip_name, ImportError)
             importlib.import_module(module)
         return super().get(key)
 

@@ -2,7 +2,6 @@
 import argparse
 import difflib
 import errno
-import importlib
 import os
 import os.path as osp
 import signal
@@ -15,7 +14,7 @@ from mmengine.config import Config, DictAction
 
 from .checkpoint import enforce_weights_only
 from .dist import die_with_launcher, leave_process_group
-from .errors import UserError
+from .errors import UserError, required
 
 # default_scope -> name on PyPI, for the libraries that the configs of this package build on.
 _SCOPE_PACKAGES = {
@@ -111,13 +110,8 @@ def _require_scope(cfg: Config, path: str) -> None:
     scope = cfg.get('default_scope')
     if scope not in _SCOPE_PACKAGES:
         return
-    try:
-        importlib.import_module(scope)
-    except (ImportError, AssertionError) as error:
-        # mmdet and mmseg assert on the version of mmcv.
-        raise UserError(
-            f'config {path} needs {scope} (its default_scope), which cannot be imported here '
-            f'({error}); install it with: pip install {_SCOPE_PACKAGES[scope]}') from error
+    required(scope, f'config {path}, whose default_scope is {scope}, needs',
+             _SCOPE_PACKAGES[scope])
 
 
 def run(main: Callable[[], None]) -> int:

@@ -1,6 +1,7 @@
 """Errors whose message is meant for the person at the command line."""
 import importlib
 from types import ModuleType
+from typing import Optional, Type
 
 
 class UserError(RuntimeError):
@@ -18,17 +19,26 @@ class DataError(UserError):
     """A data folder or annotation file that is missing or empty."""
 
 
-def required(package: str) -> ModuleType:
-    """Import a package that only some tools need.
+def required(module: str, what: str = 'this needs', package: Optional[str] = None,
+             kind: Type[Exception] = UserError) -> ModuleType:
+    """Import a module of a package that only some uses need.
+
+    Args:
+        module: Its name.
+        what: Beginning of the sentence, which ends in "needs" or "need".
+        package: Its name for pip. Default: that of the module.
+        kind: Exception to raise.
 
     Raises:
-        UserError: It cannot be imported.
+        Exception: Of ``kind``; the module cannot be imported.
     """
+    package = package or module
     try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise UserError(f'this needs the package {package}, which cannot be imported here '
-                        f'({error}); install it with: pip install {package}') from error
+        return importlib.import_module(module)
+    except (ImportError, AssertionError) as error:
+        # mmdet and mmseg assert on the version of mmcv.
+        raise kind(f'{what} the package {package}, which cannot be imported here ({error}); '
+                   f'install it with: pip install {package}') from error
 
 
 def first_line(error: Exception) -> str:

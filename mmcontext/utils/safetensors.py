@@ -5,7 +5,7 @@ from typing import Any, Dict, Mapping
 
 from torch import Tensor
 
-from .errors import CheckpointError, UserError
+from .errors import CheckpointError, UserError, required
 
 SAFETENSORS = '.safetensors'
 # Entry of the file's metadata, whose values are strings; ours is JSON.
@@ -13,12 +13,8 @@ _META = 'mmcontext'
 
 
 def _library():
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise UserError(
-            'files that end in .safetensors need the package safetensors, which cannot be '
-            f'imported here ({error}); install it with: pip install safetensors') from error
+    required('safetensors.torch', f'files that end in {SAFETENSORS} need', 'safetensors')
+    import safetensors
     return safetensors
 
 

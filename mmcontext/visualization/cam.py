@@ -5,19 +5,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmcontext.utils.errors import UserError
+from mmcontext.utils.errors import UserError, required
 from mmcontext.visualization.networks import Network, logits
 
 METHODS = ('gradcam', 'gradcam++', 'layercam', 'eigencam', 'hirescam', 'xgradcam')
-
-
-def _library():
-    try:
-        import pytorch_grad_cam
-    except ImportError as error:
-        raise UserError('class activation maps need the package grad-cam, which cannot be imported '
-                        f'here ({error}); install it with: pip install grad-cam') from error
-    return pytorch_grad_cam
 
 
 class _Logits(nn.Module):
@@ -70,7 +61,7 @@ def class_activation(network: Network, x: Tensor, method: str = 'gradcam',
     Raises:
         UserError: grad-cam is missing, or an argument is wrong.
     """
-    library = _library()
+    library = required('pytorch_grad_cam', 'class activation maps need', 'grad-cam')
     kinds = dict(zip(METHODS, (library.GradCAM, library.GradCAMPlusPlus, library.LayerCAM,
                                library.EigenCAM, library.HiResCAM, library.XGradCAM)))
     if method not in kinds:

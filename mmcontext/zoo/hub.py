@@ -2,16 +2,14 @@
 import os
 from typing import Optional, Union
 
-try:
-    from huggingface_hub import PyTorchModelHubMixin
-except ImportError as error:
-    raise ImportError('mmcontext.HubModel needs the package huggingface_hub, which cannot be '
-                      f'imported here ({error}); install it with: pip install huggingface_hub '
-                      'safetensors') from error
-
+from mmcontext.utils.errors import required
 from mmcontext.zoo.classifier import ZooClassifier
 from mmcontext.zoo.create import load_pretrained
 from mmcontext.zoo.index import find
+
+_PURPOSE = 'mmcontext.HubModel needs'
+PyTorchModelHubMixin = required('huggingface_hub', _PURPOSE, kind=ImportError).PyTorchModelHubMixin
+required('safetensors', _PURPOSE, kind=ImportError)
 
 
 class HubModel(ZooClassifier, PyTorchModelHubMixin, library_name='mmcontext',

@@ -127,5 +127,5 @@ for name in ('ContextRPNHead', 'ContextFCNMaskHead', 'ContextConvFCBBoxHead'):
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if 'mmcontext.' in line]
     assert len(lines) == 3
-    assert all("needs the package 'mmdet'" in line and 'pip install mmdet' in line
+    assert all("needs the package mmdet" in line and 'pip install mmdet' in line
                for line in lines)
