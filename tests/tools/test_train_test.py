@@ -374,4 +374,4 @@ def test_options_that_do_not_fit_are_one_sentence(config, run_tool, capsys):
 def test_missing_library_is_named(config, run_tool, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, 'mmdet', None)
     assert run_tool('train', config, '--cfg-options', 'default_scope=mmdet') == 1
-    assert 'needs mmdet' in one_sentence(capsys)
+    assert 'needs the package mmdet,' in one_sentence(capsys)
