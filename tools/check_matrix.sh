@@ -17,6 +17,7 @@ usage: $0 [--keep] [CELL...]
   forks         onedl-* on torch 2.13, the newest that onedl-mmcv builds on
   wheel         a wheel in an environment without compiler, away from the clone
   editable      a bare environment, pip 23.2
+  torch==X.Y.Z  another torch, with the newest packages that go with it (never among all cells)
   --keep        leave the environments and logs in the folder that is printed
 Needs 8 GB for one environment at a time; PYTHON names the interpreter, PIP_* work as in pip.
 Prints a table, and ends with 1 where an installation failed, lacks kernels, or fails a test.
@@ -28,7 +29,8 @@ while [ $# -gt 0 ]; do
         --keep) KEEP=1 ;;
         -h | --help) usage; exit ;;
         *)
-            [[ " $CELLS " == *" $1 "* ]] || { usage >&2; exit 2; }
+            [[ " $CELLS " == *" $1 "* || $1 =~ ^torch==2\.[0-9]+\.[0-9]+$ ]] ||
+                { usage >&2; exit 2; }
             CHOSEN="${CHOSEN:-} $1" ;;
     esac
     shift
@@ -113,6 +115,12 @@ prepare() {
             # Except tests of the clone's sources.
             TESTS="tests/ops tests/layers --ignore=tests/ops/cuda_emulation
                 --ignore=tests/ops/test_cuda.py --ignore=tests/ops/test_cuda_machine_code.py" ;;
+        torch==*)
+            # Before 2.3 torch is built for numpy 1, which opencv no longer accepts.
+            local old=()
+            [[ $1 =~ ^torch==2\.[0-2]\. ]] && old=('numpy\<2' 'opencv-python\<4.12')
+            make_environment "$python" 'setuptools\<81' wheel ninja "$1" torchvision \
+                "${old[@]}" $LITE "${TESTING/headless/headless${old:+\\<4.12}}" ;;
         editable)
             make_environment "$python" pip==23.2.1
             inside "pip install $PINNED $LITE $TESTING"

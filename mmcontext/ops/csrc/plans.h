@@ -20,8 +20,8 @@ struct View {
   const int64_t *sizes, *strides;
 };
 
-// Every pair is (vertical, horizontal).
-struct Pairs {
+// The geometry of a call, without torch; pairs are (vertical, horizontal).
+struct RawGeometry {
   const int64_t *kernel, *stride, *padding, *dilation;
   bool interleaved;
 };
@@ -29,7 +29,7 @@ struct Pairs {
 // Runs a task (see run_on_cpu) with the kernels best suited to it. Does nothing if the target is
 // empty.
 void run(Task task, Storage storage, const View& source, const View& kernel, const View& target,
-         const Pairs& pairs);
+         const RawGeometry& geometry);
 
 // Whether there are kernels compiled for this size of neighbourhood.
 inline bool compiled_square(const Aggregation& call) {
