@@ -44,3 +44,8 @@ def test_a_slice_ends_after_an_epoch_and_the_next_goes_on(tool, options, tmp_pat
             str(i + 1) for i in range(slices)]
     device = json.loads(path.read_text())['CoResNet, 0']['device']
     assert device.endswith('bfloat16') == bool(options)
+
+    monkeypatch.setitem(tool.NETWORKS, 'CoResNet', 32)
+    monkeypatch.setattr('sys.argv', [*argv, '--table', '--plot', str(tmp_path / 'plot.png')])
+    tool.main()
+    assert cv2.imread(str(tmp_path / 'plot.png')).std() > 0

@@ -2,7 +2,7 @@
 
     python tools/benchmarks/train_cifar10.py data/cifar10_60k --epochs 100 --minutes 30
     python tools/benchmarks/train_cifar10.py data/cifar10_60k --epochs 100 --minutes 30  # resume
-    python tools/benchmarks/train_cifar10.py --table
+    python tools/benchmarks/train_cifar10.py --table --plot accuracy.svg
 
 The data are in ImageNet layout: folders train and test (or val) with one folder per class. Every
 network has the blocks of RedNet-26 (1, 2, 4, 1), a width that brings its multiply-adds within a
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import List, Optional
 
 import torch
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
@@ -181,6 +182,25 @@ def print_table(results: dict) -> None:
               f'{row["epochs"][last]["top1"]:>9}{speeds[len(speeds) // 2]:>10}  {row["device"]}')
 
 
+def plot(results: dict, path: str) -> None:
+    """Accuracy of every epoch over the time of training until then, and of the last over FLOPs."""
+    figure = Figure((10, 4), layout='constrained')
+    over_time, over_flops = figure.subplots(1, 2, sharey=True)
+    for name, row in results.items():
+        epochs = sorted(row['epochs'], key=int)
+        # By the fastest: a slice may have lost an epoch, and other work may have slowed one.
+        seconds = min(epoch['seconds'] for epoch in row['epochs'].values())
+        minutes = [int(epoch) * seconds / 60 for epoch in epochs]
+        accuracies = [row['epochs'][epoch]['top1'] for epoch in epochs]
+        line, = over_time.plot(minutes, accuracies, marker='.', label=name)
+        flops = config_complexity(make_config('', name.split(',')[0], 2, 0, ''), (32, 32)).flops
+        over_flops.plot(flops / 1e6, accuracies[-1], 'o', color=line.get_color())
+    over_time.set(xlabel='minutes of training', ylabel='top-1 (%)')
+    over_flops.set(xlabel='M FLOPs')
+    over_time.legend()
+    figure.savefig(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -195,10 +215,14 @@ def main() -> None:
     parser.add_argument('--bfloat16', action='store_true',
                         help='train under autocast, channels-last')
     parser.add_argument('--table', action='store_true', help='print what results.json has')
+    parser.add_argument('--plot', metavar='FILE', help='with --table: draw it too, as .svg or .png')
     args = parser.parse_args()
     path = Path(args.work_dir, 'results.json')
     if args.table:
-        print_table(json.loads(path.read_text()))
+        results = json.loads(path.read_text())
+        print_table(results)
+        if args.plot:
+            plot(results, args.plot)
         return
     if args.epochs < 2:
         parser.error(f'--epochs must be at least 2, got {args.epochs}')
