@@ -45,6 +45,8 @@ def since_torch(version: str, what: str):
 
 # Dynamo of torch 2.1 can trace neither the layers' Python code nor that of their modules.
 COMPILES = since_torch('2.2', 'torch.compile of the layers')
+# That of 2.3 does not read environment variables that are not set.
+COMPILES_CONTINUOUS = since_torch('2.5', 'torch.compile of continuous convolutions')
 
 
 def load_tool(path: str) -> ModuleType:

@@ -16,7 +16,7 @@ from mmcontext.layers._kernel_state import (
 )
 from mmcontext.layers._modules import has_global_hooks, is_touched
 from mmcontext.layers.kernel_nets import KernelNet
-from mmcontext.ops.tracing import is_capturing, is_compiling, untraced
+from mmcontext.ops.tracing import in_inference_mode, is_capturing, is_compiling, untraced
 from mmcontext.registry import MODELS
 
 Window = Tuple[Tuple[int, int], ...]
@@ -182,7 +182,7 @@ class ContinuousKernel(nn.Module):
                 return grid.to(weight.device, dtype)
 
         key = (window, self._length, self._resolution, weight.device, dtype,
-               torch.is_inference_mode_enabled())
+               in_inference_mode())
         return self._positions.get(key, make)
 
     def forward(self, window: Window) -> Tensor:
@@ -226,19 +226,19 @@ class ContinuousKernel(nn.Module):
 
     def current(self) -> Tuple[Tensor, Window]:
         """The kernel to use now, and its window; cached between calls when that is safe."""
-        inputs = [] if self.training or not self.cache else self.inputs()
+        inputs = [] if self.training or not self.cache or is_compiling() else self.inputs()
         if self.training:
             self._kept.clear()
         if not inputs or self._must_sample(inputs):
             window = self.window()
             return self(window), window
         key = (self._length, self._resolution, inputs[0].device, [t.dtype for t in inputs],
-               torch.is_inference_mode_enabled())
+               in_inference_mode())
         return self._kept.get(key, inputs, self._sample_with_window)
 
     def _must_sample(self, inputs: List[Tensor]) -> bool:
         """Whether gradients are needed, a graph is being recorded, or there are hooks."""
-        return (is_compiling() or torch.jit.is_tracing() or not has_values(inputs[0])
+        return (torch.jit.is_tracing() or not has_values(inputs[0])
                 or is_capturing(inputs[0]) or has_global_hooks() or is_watched(self)
                 or (torch.is_grad_enabled() and any([t.requires_grad for t in inputs])))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from mmcontext.layers._kernel_state import has_values
 from mmcontext.layers.ckconv import CKConvNd
 from mmcontext.layers.continuous_kernel import RUN_FIRST, ContinuousKernel, Window
-from mmcontext.ops.tracing import is_capturing
+from mmcontext.ops.tracing import in_torch_func, is_capturing
 from mmcontext.registry import MODELS
 
 # The centres of the kernel network's filters are drawn from a box this many initial sigmas wide.
@@ -125,7 +125,9 @@ class MaskedKernel(ContinuousKernel):
 def _read(kernels: Sequence[MaskedKernel]) -> List[List[float]]:
     """Mean, sigma and threshold of the masks; synchronises with a GPU, once for all of them."""
     masks = [(kernel.mask_mean, kernel.mask_width, kernel.mask_threshold) for kernel in kernels]
-    values = torch.cat([tensor for mask in masks for tensor in mask]).tolist()
+    together = torch.cat([tensor for mask in masks for tensor in mask])
+    # (tolist fails in torch.func before torch 2.6.)
+    values = [value.item() for value in together] if in_torch_func() else together.tolist()
     ends = list(itertools.accumulate([2 * kernel.dim + 1 for kernel in kernels]))
     return [values[start:end] for start, end in zip([0, *ends], ends)]
 

@@ -49,6 +49,12 @@ def is_capturing(tensor: Tensor) -> bool:
             and torch.cuda.is_current_stream_capturing())
 
 
+def in_inference_mode() -> bool:
+    """Under ``torch.inference_mode``, in eager mode."""
+    # (Strict exports of torch before 2.7 do not accept the question.)
+    return not is_compiling() and torch.is_inference_mode_enabled()
+
+
 def in_torch_func() -> bool:
     """Inside ``torch.func``, whose transforms do not support the derivatives of our operators.
 

@@ -72,8 +72,8 @@ def safe_globals() -> Dict[str, Any]:
 def register_safe_globals() -> bool:
     """Let ``torch.load(weights_only=True)`` read mmengine's checkpoints.
 
-    Called when mmcontext is imported. torch < 2.5 has no extensible list of safe globals;
-    instead, its restricted unpickler is replaced by :class:`_RestrictedUnpickler`.
+    Called when mmcontext is imported. torch < 2.6 has no list of safe globals that takes
+    names; instead, its restricted unpickler is replaced by :class:`_RestrictedUnpickler`.
 
     Returns:
         bool: False without mmengine, whose checkpoints need it.
@@ -82,7 +82,7 @@ def register_safe_globals() -> bool:
         allowed = safe_globals()
     except ImportError:
         return False
-    if torch.__version__ >= (2, 5):
+    if torch.__version__ >= (2, 6):
         torch.serialization.add_safe_globals([(obj, name) for name, obj in allowed.items()])
     else:
         torch.serialization._weights_only_unpickler = restricted_pickle_module()
@@ -90,7 +90,8 @@ def register_safe_globals() -> bool:
 
 
 class _RestrictedUnpickler(pickle._Unpickler):
-    """weights_only unpickler for torch < 2.5, whose own accepts no additional types."""
+    """weights_only unpickler for torch < 2.6, whose own accepts no additional types, or (2.5) none
+    under other names."""
 
     def _allowed(self) -> Dict[str, Any]:
         known = torch._weights_only_unpickler._get_allowed_globals()
@@ -116,7 +117,7 @@ class _RestrictedUnpickler(pickle._Unpickler):
 
 
 def restricted_pickle_module() -> types.SimpleNamespace:
-    """Replacement for the weights_only unpickler in ``torch.load`` of torch < 2.5."""
+    """Replacement for the weights_only unpickler in ``torch.load`` of torch < 2.6."""
     def load(file, *, encoding: str = 'ASCII', **_) -> Any:
         return _RestrictedUnpickler(file, encoding=encoding).load()
 

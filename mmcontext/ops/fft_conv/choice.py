@@ -195,8 +195,8 @@ def _measure(x: Tensor, weight: Tensor, geometry: ConvGeometry) -> Dict[str, flo
 
 
 def _cheaper(seconds: Dict[str, float], reason: str) -> MethodChoice:
-    method = min(seconds, key=seconds.get)
-    return MethodChoice(method, reason, seconds['fft'], seconds['direct'])
+    fft, direct = seconds['fft'], seconds['direct']
+    return MethodChoice('fft' if fft <= direct else 'direct', reason, fft, direct)
 
 
 def choose_method(x: Tensor, weight: Tensor, geometry: ConvGeometry,

@@ -104,7 +104,7 @@ def fft_conv_impl(x: Tensor, weight: Tensor, bias: Optional[Tensor],
         # The FFT libraries do not support empty batches.
         return direct_conv_impl(x, weight, bias, geometry)
     dtype = _compute_dtype(x, weight)
-    axes = tuple(range(2, 2 + geometry.dim))
+    axes = tuple(range(2, x.dim()))
     size = geometry.fft_size
     with _no_autocast(x.device.type):
         kernel = _dilate(weight.to(dtype), geometry)
@@ -120,7 +120,7 @@ def fft_conv_impl(x: Tensor, weight: Tensor, bias: Optional[Tensor],
         keep = tuple([slice(0, n, s) for n, s in zip(geometry.full_out_size, geometry.stride)])
         out = out[(slice(None), slice(None)) + keep]
         if bias is not None:
-            out = out + bias.to(dtype).view(-1, *(1, ) * geometry.dim)
+            out = out + bias.to(dtype).view(-1, *[1] * len(axes))
         # A copy, since the slice is a view that would keep the whole transform alive.
         return out.to(x.dtype).contiguous()
 
@@ -129,7 +129,7 @@ def _pays_to_pad_first(x: Tensor, weight: Tensor, geometry: ConvGeometry) -> boo
     # oneDNN leaves its fast kernels if a convolution itself pads rows by more than 6: those on a
     # padded map are up to 19 times as fast. Dilated short kernels over several channels stay fast.
     # Runtimes of exported graphs pad by themselves.
-    return (x.device.type == 'cpu' and geometry.dim < 3
+    return (x.device.type == 'cpu' and x.dim() < 5
             and geometry.padding[-1][0] > _FAST_PADDING
             and geometry.kernel[-1] > (_SHORT_ROW if weight.shape[1] > 1 else _SHORT_ROW_DEPTHWISE)
             and not is_recording())
@@ -148,5 +148,5 @@ def direct_conv_impl(x: Tensor, weight: Tensor, bias: Optional[Tensor],
     # depth-wise kernel with many taps (torch 2.11).
     dtype = torch.float32 if x.dtype == torch.float16 and x.device.type == 'cpu' else x.dtype
     bias = None if bias is None else bias.to(dtype)
-    return _CONV[geometry.dim](x.to(dtype), weight.to(dtype), bias, geometry.stride, padding,
+    return _CONV[x.dim() - 2](x.to(dtype), weight.to(dtype), bias, geometry.stride, padding,
                                geometry.dilation, geometry.groups).to(x.dtype)

@@ -2,8 +2,6 @@
 
 (``tuple`` and ``any`` take lists here because torch.compile of torch 2.15 gives up on generators.)
 """
-import bisect
-from functools import lru_cache
 from typing import NamedTuple, Optional, Sequence, Tuple, Union
 
 from torch import Tensor
@@ -19,8 +17,9 @@ _LARGEST_FFT = 1 << 24
 class ConvGeometry(NamedTuple):
     """One convolution; every tuple has an entry per spatial axis.
 
-    ``padding`` holds (left, right) pairs, ``extent`` is the side of the dilated kernel and
-    ``out_size`` the side of the output.
+    ``padding`` holds (left, right) pairs, ``extent`` is the side of the dilated kernel,
+    ``out_size`` the side of the output, ``full_out_size`` that at stride one, and ``fft_size``
+    the length of a transform. (Fields, as torch.compile before 2.6 reads no properties here.)
     """
     size: Tuple[int, ...]
     kernel: Tuple[int, ...]
@@ -30,30 +29,10 @@ class ConvGeometry(NamedTuple):
     dilation: Tuple[int, ...]
     groups: int
     out_size: Tuple[int, ...]
-
-    @property
-    def dim(self) -> int:
-        return len(self.size)
-
-    @property
-    def fft_size(self) -> Tuple[int, ...]:
-        """Transform length per axis.
-
-        A circular correlation is correct if what overhangs on either side wraps around into
-        zeros. Both sides may share the same zeros, so the larger padding is enough.
-        """
-        return tuple([
-            fast_fft_size(max(n + max(pad), k, m))
-            for n, pad, k, m in zip(self.size, self.padding, self.extent, self.full_out_size)])
-
-    @property
-    def full_out_size(self) -> Tuple[int, ...]:
-        """Output side at stride one."""
-        return tuple([n + pad[0] + pad[1] - k + 1
-                      for n, pad, k in zip(self.size, self.padding, self.extent)])
+    full_out_size: Tuple[int, ...]
+    fft_size: Tuple[int, ...]
 
 
-@lru_cache(maxsize=None)
 def _fast_sizes() -> Tuple[int, ...]:
     """All 2^a 3^b 5^c up to the largest transform, in order."""
     sizes = []
@@ -70,6 +49,9 @@ def _fast_sizes() -> Tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
+_FAST_SIZES = _fast_sizes()
+
+
 def fast_fft_size(n: int) -> int:
     """Smallest length ``>= n`` whose only prime factors are 2, 3 and 5.
 
@@ -83,8 +65,15 @@ def fast_fft_size(n: int) -> int:
         raise ValueError(f'n must be at least 1, got {n}')
     if n > _LARGEST_FFT:
         return n
-    sizes = _fast_sizes()
-    return sizes[bisect.bisect_left(sizes, n)]
+    # (Not bisect, with which torch.compile before 2.6 ends a graph.)
+    low, high = 0, len(_FAST_SIZES)
+    while low < high:
+        middle = (low + high) // 2
+        if _FAST_SIZES[middle] < n:
+            low = middle + 1
+        else:
+            high = middle
+    return _FAST_SIZES[low]
 
 
 def resolve_padding(padding: Padding, extent: Sequence[int]) -> Tuple[Tuple[int, int], ...]:
@@ -158,12 +147,18 @@ def _geometry(x_shape: Tuple[int, ...], weight_shape: Tuple[int, ...], stride: I
     dilation = per_axis('dilation', dilation, dim, 1)
     extent = tuple([d * (k - 1) + 1 for d, k in zip(dilation, kernel)])
     pairs = resolve_padding(padding, extent)
-    out_size = tuple([(n + left + right - k) // s + 1
-                      for n, (left, right), k, s in zip(size, pairs, extent, stride)])
+    full_out_size = tuple([n + left + right - k + 1
+                           for n, (left, right), k in zip(size, pairs, extent)])
+    out_size = tuple([(n - 1) // s + 1 for n, s in zip(full_out_size, stride)])
     if any([n < 1 for n in (*size, *kernel)]):
         raise ValueError(f'the spatial axes of x and weight must not be empty, got sizes {size} '
                          f'and {kernel}')
     if any([n < 1 for n in out_size]):
         raise ValueError(f'the kernel, of extent {extent}, must fit into the padded input; x has '
                          f'size {size} and padding {pairs}')
-    return ConvGeometry(size, kernel, extent, stride, pairs, dilation, groups, out_size)
+    # A circular correlation is correct if what overhangs on either side wraps around into zeros.
+    # Both sides may share the same zeros, so the larger padding is enough.
+    fft_size = tuple([fast_fft_size(max(n + max(pad), k, m))
+                      for n, pad, k, m in zip(size, pairs, extent, full_out_size)])
+    return ConvGeometry(size, kernel, extent, stride, pairs, dilation, groups, out_size,
+                        full_out_size, fft_size)
