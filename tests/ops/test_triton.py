@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 from triton_cases import DTYPES, all_cases, case_id
 
 from mmcontext.ops import explain, local_aggregation
@@ -30,6 +32,9 @@ def _run(script: str, *arguments: str, **environment: str) -> dict:
 
 @pytest.fixture(scope='module')
 def interpreted() -> dict:
+    import triton
+    if TorchVersion(triton.__version__) < '3.2' and np.lib.NumpyVersion(np.__version__) >= '2.0.0':
+        pytest.skip('with numpy 2 the interpreter of triton 3.1 computes wrong addresses')
     return _run('triton_interpreted.py', TRITON_INTERPRET='1')
 
 
