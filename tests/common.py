@@ -43,10 +43,8 @@ def since_torch(version: str, what: str):
                               reason=f'{what}: from torch {version} on')
 
 
-# Dynamo of torch 2.1 can trace neither the layers' Python code nor that of their modules.
-COMPILES = since_torch('2.2', 'torch.compile of the layers')
-# That of 2.3 does not read environment variables that are not set.
-COMPILES_CONTINUOUS = since_torch('2.5', 'torch.compile of continuous convolutions')
+# Dynamo of torch 2.3 fails at environment variables that are not set; 2.4 has not been tried.
+COMPILES = since_torch('2.5', 'torch.compile of the layers')
 
 
 def load_tool(path: str) -> ModuleType:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from common import COMPILES
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from tolerances import assert_close
@@ -40,6 +41,7 @@ def trained(work_dir, *hooks):
     return [float(loss['loss']) for loss in losses], runner.model.state_dict()
 
 
+@COMPILES
 def test_a_compiled_backbone_trains_as_an_eager_one(tmp_path):
     graphs = []
 

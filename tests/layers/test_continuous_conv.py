@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from common import COMPILES_CONTINUOUS, since_torch
+from common import COMPILES, since_torch
 from continuous_layers import FAMILIES, KERNEL, SIZES, build, fresh_output, sample
 from mmcv.cnn import ConvModule
 from mmengine.registry import init_default_scope
@@ -276,7 +276,7 @@ def test_frozen_kernels_compute_the_same(family, causal):
     assert_close(model(x), expected)
 
 
-@COMPILES_CONTINUOUS
+@COMPILES
 def test_compiles_and_is_never_stale():
     layer = build('SeparableFlexConv', 1, 4, 4, 9).eval()
     compiled = torch.compile(layer, backend='aot_eager')

@@ -4,7 +4,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from common import COMPILES_CONTINUOUS
+from common import COMPILES
 from tolerances import assert_close
 
 from mmcontext.ops.fft_conv import (
@@ -266,7 +266,7 @@ def test_exports_take_the_direct_way(depthwise):
     assert 'aten::_convolution' in kinds and not any('fft' in kind for kind in kinds)
 
 
-@COMPILES_CONTINUOUS
+@COMPILES
 def test_compiled_result():
     x, w = torch.randn(1, 2, 50), torch.randn(2, 1, 31)
     compiled = torch.compile(convolve, backend='aot_eager', fullgraph=True)

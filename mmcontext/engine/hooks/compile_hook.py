@@ -1,7 +1,7 @@
 """Parts of a model compiled by torch.compile, without changing names or hooks."""
 from typing import Sequence
 
-from torch import nn
+import torch
 
 from mmcontext.registry import HOOKS
 
@@ -24,7 +24,7 @@ class CompileHook(PartsHook):
     Raises:
         TypeError: ``parts`` is not a sequence of names.
         ValueError: The model has no such module.
-        RuntimeError: This torch has no ``nn.Module.compile``.
+        RuntimeError: torch is older than 2.5, whose ``torch.compile`` fails at the layers.
     """
 
     def __init__(self, parts: Sequence[str] = ('backbone', ), **options) -> None:
@@ -33,8 +33,8 @@ class CompileHook(PartsHook):
 
     def before_run(self, runner) -> None:
         """Mark the modules for compilation, which happens in the first call."""
-        if not hasattr(nn.Module, 'compile'):
-            raise RuntimeError('CompileHook needs torch 2.2 or newer')
+        if torch.__version__ < (2, 5):
+            raise RuntimeError(f'CompileHook needs torch 2.5 or newer, this is {torch.__version__}')
         for module in self.modules(runner):
             module.compile(**self.options)
         runner.logger.info(f'torch.compile of {", ".join(self.parts)}: the first iterations, and '
