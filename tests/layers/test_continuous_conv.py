@@ -301,6 +301,17 @@ def test_exports(name):
         assert_close(traced(x), expected)
 
 
+@since_torch('2.5', 'torch.export with a range of sizes, as written here')
+def test_exports_with_any_size():
+    layer = layers.CKConv1d(4, 4, 9).eval()
+    layer(sample(1))
+    sizes = {2: torch.export.Dim('length', min=12, max=4000)}
+    program = torch.export.export(layer, (torch.randn(2, 4, 40), ), dynamic_shapes=(sizes, ),
+                                  strict=False)
+    x = torch.randn(2, 4, 77)
+    assert_close(program.module()(x), layer(x))
+
+
 def test_autocast_samples_in_single_precision():
     layer = layers.SeparableFlexConv1d(4, 4, 65, mask_cfg=dict(init=1.)).eval()
     x = torch.randn(2, 4, 80)

@@ -16,7 +16,13 @@ from torch import Tensor
 from mmcontext.ops.arguments import remembered
 from mmcontext.ops.choice import Explanation, explanation, requested
 from mmcontext.ops.fft_conv.functional import direct_conv_impl, fft_conv_impl
-from mmcontext.ops.fft_conv.geometry import ConvGeometry, IntOrTuple, Padding, conv_geometry
+from mmcontext.ops.fft_conv.geometry import (
+    ConvGeometry,
+    IntOrTuple,
+    Padding,
+    conv_geometry,
+    fft_size,
+)
 from mmcontext.ops.layout import is_channels_last
 from mmcontext.ops.tracing import in_torch_func, is_capturing, is_compiling, is_recording
 
@@ -127,7 +133,7 @@ def predict_seconds(batch: int, channels: int, out_channels: int, geometry: Conv
         slow = full and max(geometry.kernel) > cost.fast_side
         each, further = cost.long_grad if slow else cost.grad[full], 0.
     direct = outputs * (fan_in * taps * each + further)
-    points = math.prod(geometry.fft_size)
+    points = math.prod(fft_size(geometry))
     transforms = batch * channels + batch * out_channels + out_channels * fan_in
     fft = (transforms * points * math.log2(max(points, 2)) * len(geometry.kernel)
            * cost.transform + planes * points / 2 * cost.product[full] + cost.call)

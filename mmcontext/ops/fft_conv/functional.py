@@ -6,7 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcontext.ops.fft_conv.geometry import ConvGeometry, IntOrTuple, Padding, conv_geometry
+from mmcontext.ops.fft_conv.geometry import (
+    ConvGeometry,
+    IntOrTuple,
+    Padding,
+    conv_geometry,
+    fft_size,
+)
 from mmcontext.ops.tracing import is_recording
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -105,7 +111,7 @@ def fft_conv_impl(x: Tensor, weight: Tensor, bias: Optional[Tensor],
         return direct_conv_impl(x, weight, bias, geometry)
     dtype = _compute_dtype(x, weight)
     axes = tuple(range(2, x.dim()))
-    size = geometry.fft_size
+    size = fft_size(geometry)
     with _no_autocast(x.device.type):
         kernel = _dilate(weight.to(dtype), geometry)
         pad = []

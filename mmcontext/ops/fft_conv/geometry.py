@@ -18,8 +18,7 @@ class ConvGeometry(NamedTuple):
     """One convolution; every tuple has an entry per spatial axis.
 
     ``padding`` holds (left, right) pairs, ``extent`` is the side of the dilated kernel,
-    ``out_size`` the side of the output, ``full_out_size`` that at stride one, and ``fft_size``
-    the length of a transform. (Fields, as torch.compile before 2.6 reads no properties here.)
+    ``out_size`` the side of the output, and ``full_out_size`` that at stride one.
     """
     size: Tuple[int, ...]
     kernel: Tuple[int, ...]
@@ -30,7 +29,6 @@ class ConvGeometry(NamedTuple):
     groups: int
     out_size: Tuple[int, ...]
     full_out_size: Tuple[int, ...]
-    fft_size: Tuple[int, ...]
 
 
 def _fast_sizes() -> Tuple[int, ...]:
@@ -74,6 +72,19 @@ def fast_fft_size(n: int) -> int:
         else:
             high = middle
     return _FAST_SIZES[low]
+
+
+def fft_size(geometry: ConvGeometry) -> Tuple[int, ...]:
+    """Transform length per axis.
+
+    A circular correlation is correct if what overhangs on either side wraps around into zeros.
+    Both sides may share the same zeros, so the larger padding is enough. (A function, as
+    torch.compile before 2.6 reads no properties of a named tuple.)
+    """
+    return tuple([
+        fast_fft_size(max(n + max(pad), k, m))
+        for n, pad, k, m in zip(geometry.size, geometry.padding, geometry.extent,
+                                geometry.full_out_size)])
 
 
 def resolve_padding(padding: Padding, extent: Sequence[int]) -> Tuple[Tuple[int, int], ...]:
@@ -156,9 +167,5 @@ def _geometry(x_shape: Tuple[int, ...], weight_shape: Tuple[int, ...], stride: I
     if any([n < 1 for n in out_size]):
         raise ValueError(f'the kernel, of extent {extent}, must fit into the padded input; x has '
                          f'size {size} and padding {pairs}')
-    # A circular correlation is correct if what overhangs on either side wraps around into zeros.
-    # Both sides may share the same zeros, so the larger padding is enough.
-    fft_size = tuple([fast_fft_size(max(n + max(pad), k, m))
-                      for n, pad, k, m in zip(size, pairs, extent, full_out_size)])
     return ConvGeometry(size, kernel, extent, stride, pairs, dilation, groups, out_size,
-                        full_out_size, fft_size)
+                        full_out_size)
