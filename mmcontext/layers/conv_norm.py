@@ -27,7 +27,7 @@ from mmcontext.ops.tracing import eager_refusal, is_symbolic
 _PARTS = ('pool', 'conv', 'norm', 'act')
 # Class of a norm -> whether its forward is torch's batch norm.
 _BATCH_NORMS: Dict[type, bool] = {}
-_ACTIVATIONS = {type(None): 'none', nn.Identity: 'none', nn.ReLU: 'relu', nn.SiLU: 'silu'}
+ACTIVATIONS = {type(None): 'none', nn.Identity: 'none', nn.ReLU: 'relu', nn.SiLU: 'silu'}
 
 
 def faster_channels_last(x: Tensor) -> bool:
@@ -59,7 +59,7 @@ def _convolution(conv: nn.Module) -> Optional[Convolution]:
                        conv.groups)
 
 
-def _is_batch_norm(norm: Optional[nn.Module]) -> bool:
+def is_batch_norm(norm: Optional[nn.Module]) -> bool:
     """Whether it is torch's batch norm. (All of torch's share one forward.)"""
     kind = type(norm)
     if kind not in _BATCH_NORMS:
@@ -71,7 +71,7 @@ def _norm(norm: nn.Module) -> Optional[Norm]:
     """The norm that a module computes, if with given statistics or those of groups; else None."""
     if is_touched(norm) or (norm.training and type(norm) is not nn.GroupNorm):
         return None
-    if _is_batch_norm(norm):
+    if is_batch_norm(norm):
         mean = norm.running_mean
         if mean is None or mean.dtype is not torch.float32:
             return None
@@ -95,15 +95,20 @@ def _run_on_gpu(x: Tensor, conv: Optional[nn.Module], norm: Optional[nn.Module],
             hooked or module._forward_hooks or module._forward_pre_hooks
             or module._backward_hooks or module._backward_pre_hooks
             or 'forward' in module.__dict__) for module in (conv, norm, act)]
+    batch_norm = (norm_free and (_BATCH_NORMS.get(type(norm)) or is_batch_norm(norm))
+                  and norm.momentum is not None)
+    offset = None
     if conv_free and type(conv) is nn.Conv2d and conv.padding_mode == 'zeros':
         run = torch.conv2d if conv.groups == 1 else grouped_conv2d
         weight, bias = conv._parameters['weight'], conv._parameters['bias']
+        if bias is not None and batch_norm and (norm.training or norm.running_mean is None):
+            # Statistics of the batch take the bias out again.
+            bias, offset = None, bias
         x = run(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     elif conv is not None:
         x = conv(x)
-    if (norm_free and (_BATCH_NORMS.get(type(norm)) or _is_batch_norm(norm))
-            and norm.momentum is not None and type(x) is Tensor):
-        activation = _ACTIVATIONS.get(type(act), 'none') if act_free else 'none'
+    if batch_norm and type(x) is Tensor:
+        activation = ACTIVATIONS.get(type(act), 'none') if act_free else 'none'
         if activation == 'silu' and residual is not None:
             activation = 'none'
         affine, state = norm._parameters, norm._buffers
@@ -111,9 +116,11 @@ def _run_on_gpu(x: Tensor, conv: Optional[nn.Module], norm: Optional[nn.Module],
         y = run_kernels(
             x, residual, affine['weight'], affine['bias'], mean, state['running_var'],
             state['num_batches_tracked'], norm.training or mean is None, norm.momentum, norm.eps,
-            activation)
+            activation, offset)
         if y is not None:
             return y if act is None or activation != 'none' else act(y)
+    if offset is not None:
+        x = x + offset.to(x.dtype)[:, None, None]
     if not _is_nothing(norm):
         x = normalise(norm, x)
     return _finish_modules(x, conv, norm, act, residual)
@@ -191,7 +198,7 @@ def run_together(x: Tensor, conv: Optional[nn.Module] = None, norm: Optional[nn.
             x = normalise(norm, x)
     if convolution is None and statistics is None:
         return _finish_modules(x, conv, norm, act, residual)
-    activation = None if is_touched(act) else _ACTIVATIONS.get(type(act))
+    activation = None if is_touched(act) else ACTIVATIONS.get(type(act))
     if activation is None:
         return _finish(run_compiled(x, convolution, statistics, method=method), (), act, residual)
     return run_compiled(x, convolution, statistics, activation, residual, method)

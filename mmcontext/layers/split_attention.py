@@ -4,8 +4,8 @@ from torch import Tensor, nn
 
 from mmcontext.layers._geometry import ContextLayer
 from mmcontext.layers.conv_norm import conv_norm_act
+from mmcontext.layers.pooled_logits import PooledLogits, gate_by_logits
 from mmcontext.ops.arguments import IntPair
-from mmcontext.ops.channel_gate import gate_by_means
 from mmcontext.registry import MODELS
 
 
@@ -46,11 +46,11 @@ class SplitAttention2d(ContextLayer):
         self.conv = conv_norm_act(in_channels, self.out_channels, self.kernel_size, norm_cfg,
                                   swish, stride=self.stride, padding=self.padding,
                                   dilation=self.dilation, groups=groups, bias=bias)
-        self.gate = nn.Sequential(
+        self.gate = PooledLogits(
             conv_norm_act(self.out_channels, hidden, 1, norm_cfg, swish),
             nn.Conv2d(hidden, self.out_channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, Ho, Wo]."""
         self.check_input(x)
-        return gate_by_means(self.conv(x), self.gate)
+        return gate_by_logits(self.conv(x), self.gate)

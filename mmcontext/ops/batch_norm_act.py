@@ -25,15 +25,18 @@ _operator = None if UNAVAILABLE else torch.ops.mmcontext_native.batch_norm_act
 def run_kernels(x: Tensor, residual: Optional[Tensor], weight: Optional[Tensor],
                 bias: Optional[Tensor], running_mean: Optional[Tensor],
                 running_var: Optional[Tensor], num_batches_tracked: Optional[Tensor],
-                training: bool, momentum: float, eps: float, activation: str) -> Optional[Tensor]:
+                training: bool, momentum: float, eps: float, activation: str,
+                offset: Optional[Tensor] = None) -> Optional[Tensor]:
     """The kernels' result; None if they do not support the call or the environment disables them.
 
-    Args: as :func:`batch_norm_act`.
+    Args: as :func:`batch_norm_act`, and
+        offset: [C], taken to have been added to ``x``; only in training, where it changes nothing
+            but the running mean. None for nothing.
     """
     if UNAVAILABLE or eager_refusal() is not None:
         return None
     return _operator(x, residual, weight, bias, running_mean, running_var, num_batches_tracked,
-                     training, momentum, eps, activation, '')
+                     offset, training, momentum, eps, activation, '')
 
 
 def batch_norm_act(x: Tensor, weight: Optional[Tensor] = None, bias: Optional[Tensor] = None,
@@ -72,7 +75,7 @@ def batch_norm_act(x: Tensor, weight: Optional[Tensor] = None, bias: Optional[Te
                          f'got {activation!r}')
     if switch.may_serve(x, method):
         y = _operator(x, residual, weight, bias, running_mean, running_var, num_batches_tracked,
-                      training, momentum, eps, activation, method or '')
+                      None, training, momentum, eps, activation, method or '')
         if y is not None:
             return y
     switch.insist(method, x, residual, weight, bias, running_mean, running_var, training,

@@ -19,7 +19,7 @@ _switch = KernelSwitch('the channel gate', METHOD_VARIABLE, 'channel_gate_refusa
 
 
 def gate_by_means(x: Tensor, logits: Callable[[Tensor], Tensor], other: Optional[Tensor] = None,
-                  method: Optional[str] = None) -> Tensor:
+                  method: Optional[str] = None, exact: bool = False) -> Tensor:
     """``x`` gated by a sigmoid, or mixed with another map by a softmax over the two.
 
     Args:
@@ -32,6 +32,7 @@ def gate_by_means(x: Tensor, logits: Callable[[Tensor], Tensor], other: Optional
             :func:`explain_channel_gate`, else torch's functions; 'cuda'; 'torch'; 'null': on the
             CPU, everything but the launches (the result is not written), to measure the host
             overhead. None for the environment variable ``MMCONTEXT_CHANNEL_GATE``, or 'auto'.
+        exact: Let the kernels pass the means in float32 whatever the dtype of ``x``.
 
     Returns:
         [B, C, H, W] in x's dtype.
@@ -43,7 +44,7 @@ def gate_by_means(x: Tensor, logits: Callable[[Tensor], Tensor], other: Optional
     if other is not None and (type(x) is not Tensor or other.dtype != x.dtype):
         other = other.to(x.dtype)
     if _switch.may_serve(x, method):
-        joined = torch.ops.mmcontext_native.gate_means(x, other, method or '')
+        joined = torch.ops.mmcontext_native.gate_means(x, other, exact, method or '')
         if joined:
             means, x, *rest = joined
             return torch.ops.mmcontext_native.gate_channels(x, rest[0] if rest else None,

@@ -1,4 +1,5 @@
 """Batch norm, residual and activation with the CUDA kernels, emulated on the CPU."""
+import copy
 import itertools
 
 import pytest
@@ -62,6 +63,36 @@ def test_kernels_against_float64(emulated, dtype, training):
                         activation, 'torch', frozen)
         assert_near(actual, expected, ROUNDED_ONCE[dtype], least=1)
     assert {source for source, *_ in emulated} == {'batch_norm.cu'}
+
+
+@needs_library
+def test_a_bias_before_the_statistics_only_shifts_the_running_mean(emulated, monkeypatch):
+    monkeypatch.setenv(METHOD_VARIABLE, 'null')
+    conv, norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+    with torch.no_grad():
+        conv.bias.mul_(100)
+    x = torch.randn(2, 3, 6, 5).contiguous(memory_format=torch.channels_last)
+    exact = copy.deepcopy(nn.Sequential(conv, norm)).double()
+    y, expected = run_together(x, conv, norm), exact(x.double())
+    assert_close(y.double(), expected, SINGLE)
+    assert_close(norm.running_mean.double(), exact[1].running_mean, SINGLE)
+    grad = torch.randn_like(y)
+    parameters = [conv.weight, conv.bias, *norm.parameters()]
+    found = torch.autograd.grad(y, parameters, grad)
+    for a, e in zip(found, torch.autograd.grad(expected, exact.parameters(), grad.double())):
+        assert_close(a.double(), e, SINGLE)
+    assert not found[1].any() and emulated
+    # Where the kernels cannot be used, it is added as ever.
+    emulated.clear()
+    x = x[:1, :, :1, :1]
+    with pytest.raises(ValueError, match='more than 1 value'):
+        norm(conv(x))
+    assert_close(run_together(x, conv, norm), norm.eval()(conv(x)), SINGLE)
+    assert not emulated
+    with pytest.raises(ValueError, match='offset needs statistics of the batch'):
+        torch.ops.mmcontext_native.batch_norm_act(
+            y.detach(), None, None, None, norm.running_mean, norm.running_var, None, conv.bias,
+            False, 0.1, 1e-5, 'none', 'null')
 
 
 @needs_library

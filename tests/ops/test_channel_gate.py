@@ -23,12 +23,12 @@ def _maps(dtype, count, shape=(3, 24, 5, 7)):
             for _ in range(count)]
 
 
-def _by_means(method, maps, matrix, grad, create_graph=False):
+def _by_means(method, maps, matrix, grad, create_graph=False, exact=False):
     """Result and gradients of the maps and of the matrix that gives the logits."""
     leaves = [t.detach().requires_grad_() for t in (*maps, matrix)]
     *maps, matrix = leaves
     y = gate_by_means(maps[0], lambda m: (m.flatten(1) @ matrix)[:, :, None, None],
-                      maps[1] if len(maps) > 1 else None, method)
+                      maps[1] if len(maps) > 1 else None, method, exact)
     grads = torch.autograd.grad(y, leaves, grad, create_graph=create_graph)
     return [y, *grads], leaves
 
@@ -40,14 +40,16 @@ def _close(actual, expected, dtype):
 @needs_library
 @DTYPES
 @pytest.mark.parametrize('maps', [1, 2])
-def test_gate_of_means_against_float64(emulated, dtype, maps):
-    if dtype is torch.float16 and torch.__version__ < (2, 2):
+@pytest.mark.parametrize('exact', [False, True], ids=['means as x', 'means in float32'])
+def test_gate_of_means_against_float64(emulated, dtype, maps, exact):
+    if not exact and dtype is torch.float16 and torch.__version__ < (2, 2):
         pytest.skip('this torch has no products of float16 on a CPU')
     # 264 channels: several tiles in half precision, and unused lanes.
     for shape in ((3, 24, 5, 7), (2, 264, 3, 3)):
         *operands, grad = _maps(dtype, maps + 1, shape)
-        matrix = (torch.randn(shape[1], shape[1] * maps) / shape[1] ** 0.5).to(dtype)
-        actual, _ = _by_means('null', operands, matrix, grad)
+        matrix = (torch.randn(shape[1], shape[1] * maps) / shape[1] ** 0.5).to(
+            torch.float32 if exact else dtype)
+        actual, _ = _by_means('null', operands, matrix, grad, exact=exact)
         expected, _ = _by_means('torch', [t.double() for t in operands], matrix.double(),
                                 grad.double())
         assert all(t.is_contiguous(memory_format=torch.channels_last) for t in actual[:maps + 1])
@@ -167,7 +169,7 @@ def test_maps_that_were_given_out_are_for_one_gate_and_notice_changes(emulated):
     x, = _maps(torch.float32, 1)
     x = x.requires_grad_() * 1
     logits = torch.randn(3, 24, 1, 1)
-    means, given = torch.ops.mmcontext_native.gate_means(x, None, 'null')
+    means, given = torch.ops.mmcontext_native.gate_means(x, None, False, 'null')
     y = torch.ops.mmcontext_native.gate_channels(given, None, logits)
     with pytest.raises(RuntimeError, match='in one gate only'):
         torch.ops.mmcontext_native.gate_channels(given, None, logits)

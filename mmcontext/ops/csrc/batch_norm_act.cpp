@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "batch_norm_act.h"
 #include "cuda/batch_norm.cuh"
 #include "gpu.h"
 #include "gpu_maps.h"
@@ -18,7 +19,6 @@
 namespace mmcontext {
 namespace {
 
-using OptionalTensor = c10::optional<Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
@@ -85,9 +85,10 @@ CudaLaunch launch_of(Pass pass, const Form& form, const BatchNormParameters& par
   return launch;
 }
 
-// The norm's tensors, each float32 [C] or undefined.
+// The norm's tensors, each float32 [C] or undefined. offset: is added to x before the norm, which
+// with batch statistics changes nothing but the running mean.
 struct Norm {
-  Tensor weight, bias, mean, variance;
+  Tensor weight, bias, mean, variance, offset;
   double eps;
 };
 
@@ -98,6 +99,7 @@ BatchNormParameters parameters_of(const Tensor& x, const Norm& norm) {
   p.bias = address_of(norm.bias);
   p.running_mean = address_of(norm.mean);
   p.running_variance = address_of(norm.variance);
+  p.offset = address_of(norm.offset);
   p.channels = static_cast<int>(x.size(1));
   p.pixels = x.numel() / x.size(1);
   p.eps = static_cast<float>(norm.eps);
@@ -153,7 +155,7 @@ std::tuple<Tensor, Tensor> run_forward(const Tensor& x, const Tensor& residual, 
   return {y, saved};
 }
 
-struct Gradients { Tensor x, residual, weight, bias; };
+struct Gradients { Tensor x, residual, weight, bias, offset; };
 
 // `y` is read if a residual was added before an activation, `saved` with batch statistics.
 Gradients run_backward(const Tensor& grad, const Tensor& x, const Tensor& y, const Tensor& saved,
@@ -178,13 +180,16 @@ Gradients run_backward(const Tensor& grad, const Tensor& x, const Tensor& y, con
   std::vector<CudaLaunch> launches;
   Tensor partial, coefficients;
   if (form.sums) {
-    const Tensor both = want_norm ? vectors_like(x, 2) : Tensor();
-    if (want_norm) {
-      gradients.weight = both[0];
-      gradients.bias = both[1];
+    const bool offset = norm.offset.defined();
+    if (want_norm || offset) {
+      const Tensor all = vectors_like(x, 2 + offset);
+      gradients.weight = all[0];
+      gradients.bias = all[1];
+      if (offset) gradients.offset = all[2];
     }
     p.grad_weight = address_of(gradients.weight);
     p.grad_bias = address_of(gradients.bias);
+    p.grad_offset = address_of(gradients.offset);
     if (batch) coefficients = vectors_like(x, 3);
     p.coefficients = address_of(coefficients);
     const Division division = divide(x, limits, kSummingBlocks);
@@ -229,6 +234,7 @@ Gradients compose_backward(const Tensor& grad, const Tensor& x, const Tensor& y,
   if (batch) of_x = g - g.mean(others, true) - normed * (g * normed).mean(others, true);
   gradients.x = (scale * of_x).to(x.scalar_type());
   if (residual) gradients.residual = g.to(x.scalar_type());
+  if (norm.offset.defined()) gradients.offset = at::zeros_like(norm.offset);
   return gradients;
 }
 
@@ -236,16 +242,18 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& added,
                         const OptionalTensor& weight, const OptionalTensor& bias,
                         const OptionalTensor& mean, const OptionalTensor& variance,
-                        const OptionalTensor& batches, bool batch, double momentum, double eps, int64_t activation) {
+                        const OptionalTensor& batches, const OptionalTensor& offset, bool batch,
+                        double momentum, double eps, int64_t activation) {
     at::AutoDispatchBelowADInplaceOrView below;
     const Tensor residual = given(added);
-    const Norm norm{given(weight), given(bias), given(mean), given(variance), eps};
+    const Norm norm{given(weight), given(bias), given(mean), given(variance), given(offset), eps};
     auto [y, saved] = run_forward(x, residual, norm, given(batches), batch, momentum,
                                   static_cast<int>(activation));
     const bool with_y = residual.defined() && activation != 0;
     // In training the running statistics have changed by the time of the backward pass.
     ctx->save_for_backward({x, with_y ? y : Tensor(), saved, norm.weight, norm.bias,
-                            batch ? Tensor() : norm.mean, batch ? Tensor() : norm.variance});
+                            batch ? Tensor() : norm.mean, batch ? Tensor() : norm.variance,
+                            norm.offset});
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["activation"] = activation;
     ctx->saved_data["residual"] = residual.defined();
@@ -255,7 +263,8 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list kept = ctx->get_saved_variables();
-    const Norm norm{kept[3], kept[4], kept[5], kept[6], ctx->saved_data["eps"].toDouble()};
+    const Norm norm{kept[3], kept[4], kept[5], kept[6], kept[7],
+                    ctx->saved_data["eps"].toDouble()};
     const bool residual = ctx->saved_data["residual"].toBool();
     const int activation = static_cast<int>(ctx->saved_data["activation"].toInt());
     // needs_input_grad counts only the tensors that were given.
@@ -272,8 +281,8 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
                         residual, activation, want_x, want_norm);
     }
     return {of.x, of.residual, norm.weight.defined() ? of.weight : Tensor(),
-            norm.bias.defined() ? of.bias : Tensor(), Tensor(), Tensor(), Tensor(), Tensor(),
-            Tensor(), Tensor(), Tensor()};
+            norm.bias.defined() ? of.bias : Tensor(), Tensor(), Tensor(), Tensor(), of.offset,
+            Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -310,19 +319,22 @@ std::string explain(const Tensor& x, const OptionalTensor& residual, const Optio
                  on_host);
 }
 
-// Nothing if the kernels do not support the call or the environment turns them off.
+}  // namespace
+
 OptionalTensor batch_norm_act(const Tensor& x, const OptionalTensor& residual,
                               const OptionalTensor& weight, const OptionalTensor& bias,
                               const OptionalTensor& mean, const OptionalTensor& variance,
-                              const OptionalTensor& batches, bool batch, double momentum,
-                              double eps, c10::string_view activation, c10::string_view method) {
+                              const OptionalTensor& batches, const OptionalTensor& offset,
+                              bool batch, double momentum, double eps,
+                              c10::string_view activation, c10::string_view method) {
   const std::string chosen = chosen_method("MMCONTEXT_BATCH_NORM_ACT", method);
   if (chosen == "torch") return {};
   const Tensor added = given(residual), w = given(weight), b = given(bias), m = given(mean),
-               v = given(variance), n = given(batches);
+               v = given(variance), n = given(batches), o = given(offset);
   const int code = activation_code(activation);
   TORCH_CHECK_VALUE(batch || m.defined(), "without statistics of the batch there must be others");
-  if (!refusal(x, added, {&w, &b, &m, &v}, batch, code, chosen == "null").empty()) return {};
+  TORCH_CHECK_VALUE(batch || !o.defined(), "an offset needs statistics of the batch");
+  if (!refusal(x, added, {&w, &b, &m, &v, &o}, batch, code, chosen == "null").empty()) return {};
   if (batch) {
     // The kernels write these in place; autograd has to know.
     for (const Tensor* written : {&m, &v, &n}) {
@@ -331,21 +343,20 @@ OptionalTensor batch_norm_act(const Tensor& x, const OptionalTensor& residual,
       }
     }
   }
-  if (wants_gradient({&x, &added, &w, &b})) {
-    return Differentiable::apply(x, residual, weight, bias, mean, variance, batches, batch,
-                                 momentum, eps, static_cast<int64_t>(code));
+  if (wants_gradient({&x, &added, &w, &b, &o})) {
+    return Differentiable::apply(x, residual, weight, bias, mean, variance, batches, offset,
+                                 batch, momentum, eps, static_cast<int64_t>(code));
   }
   at::AutoDispatchBelowADInplaceOrView below;
-  return std::get<0>(run_forward(x, added, {w, b, m, v, eps}, n, batch, momentum, code));
+  return std::get<0>(run_forward(x, added, {w, b, m, v, o, eps}, n, batch, momentum, code));
 }
 
-}  // namespace
 }  // namespace mmcontext
 
 TORCH_LIBRARY_FRAGMENT(mmcontext_native, m) {
   m.def("batch_norm_act(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, "
-        "Tensor(a!)? mean, Tensor(b!)? variance, Tensor(c!)? batches, bool batch, "
-        "float momentum, float eps, str activation, str method) -> Tensor?");
+        "Tensor(a!)? mean, Tensor(b!)? variance, Tensor(c!)? batches, Tensor? offset, "
+        "bool batch, float momentum, float eps, str activation, str method) -> Tensor?");
   m.def("batch_norm_act_refusal(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, "
         "Tensor? mean, Tensor? variance, bool batch, str activation, bool on_host) -> str");
 }

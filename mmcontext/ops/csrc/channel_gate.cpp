@@ -32,6 +32,10 @@ Tensor composed_scale(const Tensor& logits, const Tensor& x, bool other) {
 
 double share(at::IntArrayRef size) { return 1. / static_cast<double>(size[2] * size[3]); }
 
+at::ScalarType means_type(const Tensor& x, bool exact) {
+  return exact ? at::kFloat : x.scalar_type();
+}
+
 // A new tensor over the same memory and with the same version counter, so that autograd notices
 // in-place changes of either.
 Tensor same(const Tensor& t) {
@@ -46,13 +50,13 @@ Tensor same(const Tensor& t) {
 // gradients Gated returns the true gradients of the maps, from the maps that this node has saved.
 struct Means : torch::autograd::Function<Means> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x,
-                               const OptionalTensor& other) {
+                               const OptionalTensor& other, bool exact) {
     at::AutoDispatchBelowADInplaceOrView below;
     const Maps maps{x, given(other)};
     ctx->set_materialize_grads(false);
     ctx->save_for_backward({x, maps.other});
     ctx->saved_data["size"] = x.sizes().vec();
-    variable_list results{means_of(maps, x.scalar_type(), share(x.sizes())), same(x)};
+    variable_list results{means_of(maps, means_type(x, exact), share(x.sizes())), same(x)};
     if (maps.other.defined()) results.push_back(same(maps.other));
     return results;
   }
@@ -64,15 +68,16 @@ struct Means : torch::autograd::Function<Means> {
     const double scale = share(size);
     if (logits != ctx->saved_data.end() && grads[1].defined() && !at::GradMode::is_enabled()) {
       const Tensor& grad = grads[1];
-      const Tensor of_means = grads[0].defined() ? grads[0].to(grad.scalar_type()).contiguous()
+      const Tensor factor = logits->second.toTensor();
+      const Tensor of_means = grads[0].defined() ? grads[0].to(factor.scalar_type()).contiguous()
                                                  : Tensor();
-      const Maps of = gradients_of_maps(grad, other, logits->second.toTensor(),
+      const Maps of = gradients_of_maps(grad, other, factor,
                                         other ? kSoftmax : kSigmoid, of_means, scale,
                                         ctx->needs_input_grad(0),
                                         other && ctx->needs_input_grad(1));
-      return {of.x, of.other};
+      return {of.x, of.other, Tensor()};
     }
-    variable_list results(2);
+    variable_list results(3);
     for (size_t i = 1; i < grads.size(); ++i) {
       Tensor& result = results[i - 1];
       result = grads[i];
@@ -156,15 +161,15 @@ bool serves(const Tensor& x, const OptionalTensor& other, c10::string_view metho
   return chosen != "torch" && refusal(x, other, chosen == "null").empty();
 }
 
-// Means [B, C, 1, 1] of the sum of the maps, and the maps to pass to gate_channels; nothing if the
-// kernels do not support them.
-std::vector<Tensor> gate_means(const Tensor& x, const OptionalTensor& other,
+// Means [B, C, 1, 1] of the sum of the maps, in float32 if `exact`, and the maps to pass to
+// gate_channels; nothing if the kernels do not support them.
+std::vector<Tensor> gate_means(const Tensor& x, const OptionalTensor& other, bool exact,
                                c10::string_view method) {
   if (!serves(x, other, method)) return {};
   const Tensor second = given(other);
-  if (wants_gradient({&x, &second})) return Means::apply(x, other);
+  if (wants_gradient({&x, &second})) return Means::apply(x, other, exact);
   at::AutoDispatchBelowADInplaceOrView below;
-  std::vector<Tensor> results{means_of({x, second}, x.scalar_type(), share(x.sizes())), x};
+  std::vector<Tensor> results{means_of({x, second}, means_type(x, exact), share(x.sizes())), x};
   if (other) results.push_back(second);
   return results;
 }
@@ -176,7 +181,8 @@ Tensor gate_channels(const Tensor& x, const OptionalTensor& other, const Tensor&
   TORCH_CHECK_VALUE(logits.numel() == x.size(0) * x.size(1) * each && logits.size(0) == x.size(0),
                     "the gate of maps ", x.sizes(), " needs [", x.size(0), ", ",
                     x.size(1) * each, ", 1, 1] logits, got ", logits.sizes());
-  const Tensor there = logits.to(x.scalar_type()).contiguous();
+  const bool exact = logits.scalar_type() == at::kFloat;
+  const Tensor there = (exact ? logits : logits.to(x.scalar_type())).contiguous();
   if (wants_gradient({&x, &maps.other, &there})) {
     MeansNode* const node = means_behind(maps);
     if (node != nullptr) {
@@ -289,7 +295,7 @@ OptionalTensor gate_by_convolution(const Tensor& x, const Tensor& weight, int64_
 }  // namespace mmcontext
 
 TORCH_LIBRARY_FRAGMENT(mmcontext_native, m) {
-  m.def("gate_means(Tensor x, Tensor? other, str method) -> Tensor[]");
+  m.def("gate_means(Tensor x, Tensor? other, bool exact, str method) -> Tensor[]");
   m.def("gate_channels(Tensor x, Tensor? other, Tensor logits) -> Tensor");
   m.def("gate_by_convolution(Tensor x, Tensor weight, int groups, int pixels, str method) "
         "-> Tensor?");

@@ -92,7 +92,14 @@ struct PairConv : torch::autograd::Function<PairConv> {
     for (int i = 0; i < 2; ++i) {
       if (ctx->needs_input_grad(i)) results[i] = map_of(at::mm(grad, matrices[i]), x);
     }
-    if (ctx->needs_input_grad(2)) {
+    if (ctx->needs_input_grad(2) && groups == 1 && !second) {
+      const Tensor of = at::empty({weight.size(0), weight.size(1)}, grad.options());
+      for (int i = 0; i < 2; ++i) {
+        Tensor half = of.narrow(1, i * x.size(1), x.size(1));
+        at::mm_out(half, grad.t(), pixels(*maps[i]));
+      }
+      results[2] = of.to(weight.scalar_type()).view(weight.sizes());
+    } else if (ctx->needs_input_grad(2)) {
       const Tensor of = at::stack({at::mm(grad.t(), pixels(*maps[0])),
                                    at::mm(grad.t(), pixels(*maps[1]))});
       std::vector<Tensor> rows;

@@ -187,7 +187,8 @@ DEVICE void finish_statistics(const BatchNormParameters& p) {
     const float unbiased = static_cast<float>(positive * (count / (count - 1.)));
     const float old_mean = load_float(p.running_mean, channel);
     const float old_variance = load_float(p.running_variance, channel);
-    store_float(p.running_mean, channel, old_mean + p.momentum * (mean - old_mean));
+    const float offset = p.offset ? load_float(p.offset, channel) : 0.f;
+    store_float(p.running_mean, channel, old_mean + p.momentum * (mean + offset - old_mean));
     store_float(p.running_variance, channel, old_variance + p.momentum * (unbiased - old_variance));
   }
   if (p.batches && channel == 0) {
@@ -279,6 +280,7 @@ DEVICE void finish_gradient(const BatchNormParameters& p) {
 #endif
   if (p.grad_weight) store_float(p.grad_weight, channel, static_cast<float>(product * inverse));
   if (p.grad_bias) store_float(p.grad_bias, channel, static_cast<float>(sum));
+  if (p.grad_offset) store_float(p.grad_offset, channel, 0.f);
 }
 
 DEVICE void make_gradient(const BatchNormParameters& p) {
