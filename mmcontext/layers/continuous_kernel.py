@@ -16,7 +16,13 @@ from mmcontext.layers._kernel_state import (
 )
 from mmcontext.layers._modules import has_global_hooks, is_touched
 from mmcontext.layers.kernel_nets import KernelNet
-from mmcontext.ops.tracing import in_inference_mode, is_capturing, is_compiling, untraced
+from mmcontext.ops.tracing import (
+    in_inference_mode,
+    is_capturing,
+    is_compiling,
+    out_of_graphs,
+    untraced,
+)
 from mmcontext.registry import MODELS
 
 Window = Tuple[Tuple[int, int], ...]
@@ -138,7 +144,7 @@ class ContinuousKernel(nn.Module):
         """First and last tap (exclusive) that are sampled, per axis."""
         return tuple([(0, taps) for taps in self.taps()])
 
-    @torch.compiler.disable
+    @out_of_graphs
     @untraced()
     def look(self, size: Sequence[int]) -> None:
         """Fix the size and rescale the network's output, unless this has been done already.

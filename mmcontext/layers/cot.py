@@ -9,6 +9,7 @@ from mmcontext.layers.conv_norm import ConvNormAct, conv_norm_act, run_together
 from mmcontext.layers.norms import build_norm
 from mmcontext.layers.pooled_logits import PooledLogits, gate_by_logits
 from mmcontext.ops.avg_pool import avg_pool2d
+from mmcontext.ops.group_norm import group_norm
 from mmcontext.ops.local_aggregation.by_rows import span_by_rows, wants_rows
 from mmcontext.ops.local_aggregation.in_parts import aggregate_in_parts
 from mmcontext.ops.pair_conv import join_maps, products
@@ -116,11 +117,8 @@ class CoT2d(DynamicKernelLayer):
         weight = span.weight.flatten(1)
         if span.groups > 1:
             weight = torch.block_diag(*weight.chunk(span.groups))
-        w = span_by_rows(r, weight, span.bias)
-        # (Not group_norm, which autocast runs in float32: two more passes over the kernels.)
-        return torch.native_group_norm(w, norm.weight.to(w.dtype), norm.bias.to(w.dtype),
-                                       w.shape[0], w.shape[1], w.shape[2] * w.shape[3],
-                                       norm.num_groups, norm.eps)[0]
+        return group_norm(span_by_rows(r, weight, span.bias), norm.num_groups, norm.weight,
+                          norm.bias, norm.eps)
 
     def _aggregate(self, value: Tensor, kernels: Tensor) -> Tensor:
         # (Not unflatten, after which the ONNX exporter makes all sizes constants.)

@@ -10,7 +10,7 @@ from torch import Tensor
 from mmcontext.layers._kernel_state import has_values
 from mmcontext.layers.ckconv import CKConvNd
 from mmcontext.layers.continuous_kernel import RUN_FIRST, ContinuousKernel, Window
-from mmcontext.ops.tracing import in_torch_func, is_capturing
+from mmcontext.ops.tracing import in_torch_func, is_capturing, out_of_graphs
 from mmcontext.registry import MODELS
 
 # The centres of the kernel network's filters are drawn from a box this many initial sigmas wide.
@@ -89,7 +89,7 @@ class MaskedKernel(ContinuousKernel):
             return self._known_window
         return self._cropped()
 
-    @torch.compiler.disable
+    @out_of_graphs
     def _cropped(self) -> Window:
         """The window of the current mask; reads values, so it cannot be part of a graph."""
         return self._crop(_read([self])[0])

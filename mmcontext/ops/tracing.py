@@ -4,7 +4,7 @@ Some of this has no public API in torch. If a version lacks a private name, the 
 conservative one, with which the modules themselves are called and nothing else.
 """
 import contextlib
-from typing import Any, Iterator, Optional
+from typing import Any, Callable, Iterator, Optional
 
 import torch
 from torch import Tensor
@@ -23,6 +23,14 @@ def is_compiling() -> bool:
     if _is_compiling is None:
         return torch._dynamo.is_compiling()
     return _is_compiling()
+
+
+def out_of_graphs(function: Callable) -> Callable:
+    """Decorator: ``torch.compile`` does not look into the function.
+
+    torch 2.2 cannot ``jit.trace`` such a function; before 2.5 networks are not compiled.
+    """
+    return function if torch.__version__ < (2, 5) else torch.compiler.disable(function)
 
 
 def is_exporting() -> bool:

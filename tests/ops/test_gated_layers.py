@@ -7,18 +7,18 @@ from tolerances import SINGLE_LAYERS, assert_close
 
 from mmcontext.layers import CoT2d, CVolution2d, Involution2d, SplitAttentionConv2d, cot
 from mmcontext.layers.avg_pool import AvgPool2d
-from mmcontext.ops import avg_pool, batch_norm_act, channel_gate, pair_conv
+from mmcontext.ops import avg_pool, batch_norm_act, channel_gate, group_norm, pair_conv
 from mmcontext.ops.local_aggregation.backends import BACKEND_VARIABLE
 from mmcontext.ops.native_library import UNAVAILABLE
 
 pytestmark = pytest.mark.skipif(bool(UNAVAILABLE), reason='installed without a compiler')
 # With the kernels that each must launch in a step, including the aggregation's.
 LAYERS = {
-    'CoT2d': (lambda: CoT2d(32), {'batch_norm', 'channel_gate', 'local_aggregation'}),
+    'CoT2d': (lambda: CoT2d(32), {'batch_norm', 'channel_gate', 'group_norm', 'local_aggregation'}),
     'CoT2d, stride 2': (lambda: CoT2d(16, 24, stride=2, bias=True),
                         {'batch_norm', 'channel_gate', 'local_aggregation', 'avg_pool'}),
     'CoXt': (lambda: CoT2d(32, cardinality=2),
-             {'batch_norm', 'channel_gate', 'local_aggregation'}),
+             {'batch_norm', 'channel_gate', 'group_norm', 'local_aggregation'}),
     'SplitAttentionConv2d': (lambda: SplitAttentionConv2d(16), {'batch_norm', 'channel_gate'}),
     'CVolution2d': (lambda: CVolution2d(32, kernel_size=5, stride=2, gate_groups=4),
                     {'batch_norm', 'channel_gate', 'local_aggregation', 'avg_pool'}),
@@ -26,12 +26,13 @@ LAYERS = {
                      {'batch_norm', 'local_aggregation', 'avg_pool'}),
     'AvgPool2d': (lambda: AvgPool2d(2, ceil_mode=True, count_include_pad=False), {'avg_pool'}),
 }
+VARIABLES = [BACKEND_VARIABLE, *(module.METHOD_VARIABLE for module in (
+    avg_pool, batch_norm_act, channel_gate, group_norm, pair_conv))]
 
 
 @pytest.fixture
 def on_gpu(emulated, monkeypatch):
-    for variable in (BACKEND_VARIABLE, avg_pool.METHOD_VARIABLE, batch_norm_act.METHOD_VARIABLE,
-                     channel_gate.METHOD_VARIABLE, pair_conv.METHOD_VARIABLE):
+    for variable in VARIABLES:
         monkeypatch.setenv(variable, 'null')
     monkeypatch.setattr(cot, 'wants_rows', lambda r: True)
     return emulated
@@ -56,8 +57,7 @@ def test_layers_equal_float64(name, on_gpu, monkeypatch):
     assert kernels <= {source.split('.')[0] for source, *_ in on_gpu}
     if name.startswith('Co'):
         assert actual[0].is_contiguous(memory_format=torch.channels_last)
-    for variable in (BACKEND_VARIABLE, avg_pool.METHOD_VARIABLE, batch_norm_act.METHOD_VARIABLE,
-                     channel_gate.METHOD_VARIABLE, pair_conv.METHOD_VARIABLE):
+    for variable in VARIABLES:
         monkeypatch.delenv(variable)
     monkeypatch.setattr(cot, 'wants_rows', lambda r: False)
     _, expected = _step(wide, x.double(), grad)

@@ -22,7 +22,8 @@ H200 = (90, 132, 232448, 233472)
 PARAMETERS = {'aggregate_general': 'GeneralParameters', 'aggregate_tiled': 'TiledParameters',
               'batch_norm': 'BatchNormParameters', 'grouped_map': 'GroupedParameters',
               'grouped_weight': 'GroupedParameters', 'grouped_sum': 'GroupedSumParameters',
-              'avg_pool': 'AvgPoolParameters', 'channel_gate': 'ChannelGateParameters'}
+              'avg_pool': 'AvgPoolParameters', 'channel_gate': 'ChannelGateParameters',
+              'group_norm': 'GroupNormParameters'}
 
 
 class Launch(NamedTuple):

@@ -1,5 +1,5 @@
-"""(b) Channel gates, average pools, convolutions of two maps, aggregations in parts: the kernels
-against float64, and their times against torch's functions."""
+"""(b) Channel gates, average pools, group norms, convolutions of two maps, aggregations in parts:
+the kernels against float64, and their times against torch's functions."""
 import argparse
 from typing import Callable, Dict, List, NamedTuple, Tuple
 
@@ -11,6 +11,7 @@ from gpu.record import Record
 from gpu.timing import Device
 from mmcontext.ops.avg_pool import avg_pool2d
 from mmcontext.ops.channel_gate import explain_channel_gate, gate_by_convolution, gate_by_means
+from mmcontext.ops.group_norm import group_norm
 from mmcontext.ops.local_aggregation.in_parts import aggregate_in_parts
 from mmcontext.ops.pair_conv import pair_conv
 
@@ -39,7 +40,7 @@ def cases(shape: Tuple[int, ...], device: str) -> Dict[str, Case]:
 
     x, other = tensor(*shape), tensor(*shape)
     logits, pairs = (tensor(channels, count * channels) / channels ** 0.5 for count in (1, 2))
-    half = channels // 2
+    half, kernels = channels // 2, channels // 8 * 9
     pixels = (height + 4) * (width + 4)
 
     def of_means(m: Tensor, matrix: Tensor) -> Tensor:
@@ -57,6 +58,12 @@ def cases(shape: Tuple[int, ...], device: str) -> Dict[str, Case]:
             x, 3, 2, 1, method=method)),
         'avg_pool 2x2, ceil': Case([x], 1, lambda x, method: avg_pool2d(
             x, 2, 2, 0, True, False, method)),
+        # (The weight stays in float32, as under autocast.)
+        "group norm of CoT's kernels": Case(
+            [torch.randn(batch, kernels, height, width, device=device), tensor(kernels),
+             tensor(kernels)], 1,
+            lambda x, weight, bias, method: group_norm(
+                x, channels // 8, weight.float(), bias.float(), method=method)),
         'pair_conv': Case([x, other, tensor(half, 2 * channels, 1, 1) / channels ** 0.5], 2,
                           lambda x, other, weight, method: pair_conv(x, other, weight, 1,
                                                                      method)),

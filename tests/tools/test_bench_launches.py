@@ -1,0 +1,30 @@
+"""Training steps on the code paths for a GPU, on a runtime of stubs."""
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+from common import ROOT
+
+_SCRIPT = ROOT / 'tools/benchmarks/bench_launches.py'
+_SPEC = importlib.util.spec_from_file_location('bench_launches', _SCRIPT)
+bench_launches = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(bench_launches)
+
+
+@pytest.mark.skipif(bool(bench_launches.refusal()), reason=bench_launches.refusal() or 'none')
+def test_launches_of_training_steps(tmp_path):
+    out = tmp_path / 'rows.json'
+    names = ['ResNet-50', 'CedNet-50', 'CoTNet-50']
+    done = subprocess.run([sys.executable, str(_SCRIPT), '--rounds', '1', '--out', str(out),
+                           '--networks', *names], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())
+    assert list(rows) == names and names[2] in done.stdout
+    # 53 convolutions: forward and two gradients, of the first only that of the weight.
+    assert rows['ResNet-50']['cudnn'] == 158 and rows['ResNet-50']['own'] == 0
+    # Our kernels run, and no small passes around them have come back.
+    for name, most in (('CedNet-50', 1.55), ('CoTNet-50', 2.4)):
+        assert rows[name]['own'] > 400
+        assert rows[name]['launches'] < most * rows['ResNet-50']['launches']
