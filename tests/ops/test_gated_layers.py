@@ -68,3 +68,24 @@ def test_layers_equal_float64(name, on_gpu, monkeypatch):
         assert (a - e).abs().max() <= allowed
     for a, e in zip(layer.buffers(), wide.buffers()):
         assert_close(a.double(), e.double(), SINGLE_LAYERS)
+
+
+@pytest.mark.parametrize('make', [lambda: CoT2d(32), lambda: SplitAttentionConv2d(16)])
+def test_logits_in_one_call_equal_those_of_the_modules(make, on_gpu):
+    torch.manual_seed(0)
+    layer = make()
+    last = layer.attend if isinstance(layer, CoT2d) else layer.gate
+    x = torch.randn(3, layer.in_channels, 7, 6).contiguous(memory_format=torch.channels_last)
+    called, results = [], []
+    for hooked in (False, True):
+        copied = copy.deepcopy(layer)
+        if hooked:
+            gate = copied.attend if isinstance(layer, CoT2d) else copied.gate
+            gate[1].register_forward_hook(lambda *_: called.append(1))
+        results.append([copied(x), *copied.buffers(), copied.eval()(x)])
+    assert len(called) == 2 and last.takes_float32()
+    for a, e in zip(*results):
+        assert_close(a, e, SINGLE_LAYERS)
+    last[0].part('norm').momentum = None
+    assert not last.takes_float32()
+    assert not copy.deepcopy(last).double().takes_float32()

@@ -15,13 +15,21 @@ from torch import Tensor, nn
 from gpu.networks import NAMES, TINY_NETWORKS, build
 from gpu.record import Record
 from gpu.timing import Device
-from mmcontext.ops import avg_pool, batch_norm_act, channel_gate, grouped_conv, pair_conv
+from mmcontext.ops import (
+    avg_pool,
+    batch_norm_act,
+    channel_gate,
+    group_norm,
+    grouped_conv,
+    pair_conv,
+)
 from mmcontext.ops.local_aggregation.backends import BACKEND_VARIABLE
 from mmcontext.ops.local_aggregation.by_rows import ROWS_VARIABLE
 
 _OFF = {batch_norm_act.METHOD_VARIABLE: 'torch', grouped_conv.METHOD_VARIABLE: 'grouped',
         avg_pool.METHOD_VARIABLE: 'torch', channel_gate.METHOD_VARIABLE: 'torch',
-        pair_conv.METHOD_VARIABLE: 'torch', BACKEND_VARIABLE: 'torch', ROWS_VARIABLE: 'torch'}
+        pair_conv.METHOD_VARIABLE: 'torch', group_norm.METHOD_VARIABLE: 'torch',
+        BACKEND_VARIABLE: 'torch', ROWS_VARIABLE: 'torch'}
 _DTYPES = ('float32', 'bfloat16')
 # An untrained network in training mode amplifies rounding errors; torch's own distance from
 # float64 shows by how much.
