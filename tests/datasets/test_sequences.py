@@ -123,7 +123,7 @@ def test_speech_commands(speech, features, shape):
     samples = [splits['train'][i] for i in range(50)]
     x = torch.stack([s['inputs'] for s in samples])
     assert x.shape == (50, *shape)
-    # Each channel is standardised over the training part.
+    # Each channel is standardised over the training part, by constants with four digits.
     assert_close(x.mean((0, 2)), torch.zeros(shape[0]), atol=1e-3, rtol=0)
     assert_close(x.std((0, 2)), torch.ones(shape[0]), atol=1e-3, rtol=0)
     for i, sample in enumerate(samples):
