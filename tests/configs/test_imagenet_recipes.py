@@ -161,8 +161,8 @@ def test_cotnet_recipe(name):
     rates = learning_rates(cfg, 2)
     assert len(rates) == 350 and (rates[:, 0] == rates[:, 1]).all()
     rates, epochs = rates[:, 0], np.arange(350)
-    # The authors' steps, and their cosine starting at the first epoch. (mmengine's has begun to fall
-    # during the warm-up already.)
+    # The authors' steps, and their cosine starting at the first epoch. (mmengine's has begun to
+    # fall during the warm-up already.)
     np.testing.assert_allclose(rates[:5], 1e-4 + epochs[:5] * (lr - 1e-4) / 5, rtol=4e-4)
     cosine = 1e-5 + (lr - 1e-5) * (1 + np.cos(np.pi * epochs / 350)) / 2
     np.testing.assert_allclose(rates[5:], cosine[5:], rtol=1e-7)

@@ -77,7 +77,7 @@ def test_modelnet_draws_points_of_the_surface(folder):
     assert np.allclose(np.bincount(axis.numpy()), 200, atol=45)  # 4 deviations for 600 draws
     for a in range(3):
         sides = points[a, axis == a] * normals[a, axis == a]
-        assert sides.max() - sides.min() < 0.2  # centred on the mean of 600 points: 5 deviations
+        assert sides.max() - sides.min() < 0.2  # 5 deviations of the mean of the points
     assert torch.equal(data[0]['img'], data[0]['img'])
     assert not torch.equal(data[0]['img'], data[1]['img'])
 
