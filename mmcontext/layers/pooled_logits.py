@@ -10,6 +10,12 @@ from mmcontext.ops.batch_norm_act import switch
 from mmcontext.ops.channel_gate import gate_by_means
 
 
+def _is_product(conv: nn.Module) -> bool:
+    """Whether of one pixel it computes the product with a matrix in float32."""
+    return (is_plain(conv, nn.Conv2d) and conv.kernel_size == (1, 1) and conv.padding == (0, 0)
+            and conv.groups == 1 and conv._parameters['weight'].dtype is torch.float32)
+
+
 class PooledLogits(nn.Sequential):
     """Convolution, norm, activation and another convolution of pooled features.
 
@@ -26,15 +32,15 @@ class PooledLogits(nn.Sequential):
 
     def takes_float32(self) -> bool:
         """Whether :meth:`forward` can process means in float32 in one call."""
+        if len(self._modules) != 2:
+            return False
         first, last = self._modules.values()
-        if not (is_plain(first, ConvNormAct) and is_plain(last, nn.Conv2d)
-                and len(first._modules) == 3):
+        if not (_is_product(last) and is_plain(first, ConvNormAct) and len(first._modules) == 3):
             return False
         conv, norm, act = first._modules.values()
-        return (is_plain(conv, nn.Conv2d) and is_batch_norm(norm) and not is_touched(norm)
+        return (_is_product(conv) and is_batch_norm(norm) and not is_touched(norm)
                 and norm.momentum is not None and type(act) in ACTIVATIONS
-                and not is_touched(act)
-                and conv._parameters['weight'].dtype is torch.float32)
+                and not is_touched(act))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, 1, 1] -> [B, D, 1, 1]."""

@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 from tolerances import SINGLE_LAYERS, assert_close
+from torch import nn
 
 from mmcontext.layers import CoT2d, CVolution2d, Involution2d, SplitAttentionConv2d, cot
 from mmcontext.layers.avg_pool import AvgPool2d
@@ -86,6 +87,7 @@ def test_logits_in_one_call_equal_those_of_the_modules(make, on_gpu):
     assert len(called) == 2 and last.takes_float32()
     for a, e in zip(*results):
         assert_close(a, e, SINGLE_LAYERS)
+    assert not copy.deepcopy(last).double().takes_float32()
+    assert not copy.deepcopy(last).append(nn.Identity()).takes_float32()
     last[0].part('norm').momentum = None
     assert not last.takes_float32()
-    assert not copy.deepcopy(last).double().takes_float32()
