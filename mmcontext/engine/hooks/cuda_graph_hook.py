@@ -18,9 +18,26 @@ class _Callable(nn.Module):
         super().__init__()
         self.module = module
         self._forward = forward
+        self._outputs: Sequence[Tensor] = ()
 
     def forward(self, x: Tensor):
-        return self._forward(x)
+        self.release()
+        outputs = self._forward(x)
+        self._outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
+        return outputs
+
+    def release(self) -> None:
+        """Free the autograd graph of the last call.
+
+        torch keeps the outputs of the last warm-up until after the capture, and those of the
+        capture for good. Their autograd graph would keep the nodes that accumulate gradients on
+        the stream that it was made on, and later backward passes would have to wait for that
+        stream, parameter by parameter.
+        """
+        for output in self._outputs:
+            if not output._is_view():
+                output.detach_()
+        self._outputs = ()
 
 
 def capture(module: nn.Module, forward: Callable, x: Tensor, warmup: int) -> Callable:
@@ -38,10 +55,11 @@ def capture(module: nn.Module, forward: Callable, x: Tensor, warmup: int) -> Cal
     random_state = torch.cuda.get_rng_state(x.device)
     enabled = torch.is_autocast_enabled()
     # The casts of weights must be in the graph: autocast's cache is cleared after every step.
+    called = _Callable(module, forward)
     with torch.autocast('cuda', torch.get_autocast_gpu_dtype(), enabled, cache_enabled=False):
         graphed = torch.cuda.make_graphed_callables(
-            _Callable(module, forward), (x.detach().clone(), ), num_warmup_iters=warmup,
-            allow_unused_input=True)
+            called, (x.detach().clone(), ), num_warmup_iters=warmup, allow_unused_input=True)
+    called.release()
     with torch.no_grad():
         for name, buffer in module.named_buffers():
             buffer.copy_(kept[name])

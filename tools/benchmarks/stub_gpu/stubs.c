@@ -78,12 +78,33 @@ int cudaGetDriverEntryPointByVersion(const char *name, void **f, unsigned v, uns
 /* Streams and events. */
 int cudaDeviceGetStreamPriorityRange(int *low, int *high) { *low = 0; *high = -5; return OK; }
 int cudaStreamCreateWithPriority(void **s, unsigned f, int p) { *s = handle(); return OK; }
-int cudaStreamIsCapturing(void *s, int *status) { *status = 0; return OK; }
-int cudaStreamGetCaptureInfo(void *s, int *status, void *a, void *b, void *c, void *d, void *e) {
-  *status = 0;
+int cudaStreamGetPriority(void *s, int *priority) { *priority = 0; return OK; }
+
+/* Graphs: what is launched in the meantime is counted, and nothing when they are replayed. */
+static unsigned long long capture;         /* its number, while one is under way */
+int cudaStreamBeginCapture(void *s, int mode) {
+  static unsigned long long captures;
+  capture = ++captures;
   return OK;
 }
-int cudaStreamGetPriority(void *s, int *priority) { *priority = 0; return OK; }
+int cudaStreamIsCapturing(void *s, int *status) { *status = capture != 0; return OK; }
+int cudaStreamGetCaptureInfo(void *s, int *status, unsigned long long *id, void **graph) {
+  *status = capture != 0;
+  if (id) *id = capture;
+  if (graph) *graph = (void *)16;
+  return OK;
+}
+int cudaStreamEndCapture(void *s, void **graph) {
+  capture = 0;
+  *graph = handle();
+  return OK;
+}
+int cudaGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long flags) {
+  *executable = handle();
+  return OK;
+}
+int cudaGraphGetNodes(void *graph, void *nodes, size_t *count) { *count = 1; return OK; }
+
 int cudaEventCreateWithFlags(void **e, unsigned f) { *e = handle(); return OK; }
 int cudaEventElapsedTime(float *ms, void *a, void *b) { *ms = 1; return OK; }
 

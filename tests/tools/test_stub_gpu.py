@@ -1,6 +1,7 @@
 """Training steps on the code paths for a GPU, on a runtime of stubs."""
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 
@@ -28,3 +29,34 @@ def test_launches_of_training_steps(tmp_path):
     for name, most in (('CedNet-50', 1.55), ('CoTNet-50', 2.4)):
         assert rows[name]['own'] > 400
         assert rows[name]['launches'] < most * rows['ResNet-50']['launches']
+
+
+GRAPHED = '''
+import sys, warnings
+sys.path.insert(0, sys.argv[1])
+import torch
+from bench_host import narrow
+from gpu.networks import training_step
+from mmengine.registry import init_default_scope
+from mmcontext.engine.hooks.cuda_graph_hook import GraphedForward
+from mmcontext.ops import gpu_kernels
+
+# Nodes that stay on the stream of a capture are one.
+warnings.filterwarnings('error', message='.*AccumulateGrad')
+gpu_kernels.compile_kernel = lambda *_: b'never executed'
+init_default_scope('mmpretrain')
+model = narrow('CedNet-50')
+step = training_step(model, 'cuda', 2, 64, 'bfloat16', 'nhwc')
+model.backbone.forward = graphs = GraphedForward(model.backbone, most=1, warmup=2)
+for _ in range(4):
+    step()
+assert len(graphs._graphs) == 1
+'''
+
+
+@pytest.mark.skipif(bool(bench_launches.refusal()), reason=bench_launches.refusal() or 'none')
+def test_training_with_graphs(tmp_path):
+    done = subprocess.run(
+        [sys.executable, '-c', GRAPHED, str(_SCRIPT.parent)], capture_output=True, text=True,
+        env=dict(os.environ, LD_PRELOAD=str(bench_launches.build(tmp_path)), OMP_NUM_THREADS='1'))
+    assert done.returncode == 0, done.stderr
