@@ -194,7 +194,25 @@ int cublasLtMatmulAlgoGetHeuristic(void *h, void *op, void *a, void *b, void *c,
   return OK;
 }
 
-/* cuDNN: one engine for every convolution. Numbers as in its cudnn_graph.h. */
+/* cuDNN's batch norm needs no memory. */
+int cudnnGetBatchNormalizationForwardTrainingExWorkspaceSize(
+    void *h, int mode, int ops, void *x, void *z, void *y, void *norm, void *act, size_t *size) {
+  *size = 0;
+  return OK;
+}
+int cudnnGetBatchNormalizationBackwardExWorkspaceSize(
+    void *h, int mode, int ops, void *x, void *y, void *grad, void *of_z, void *of_x, void *norm,
+    void *act, size_t *size) {
+  *size = 0;
+  return OK;
+}
+int cudnnGetBatchNormalizationTrainingExReserveSpaceSize(void *h, int mode, int ops, void *act,
+                                                         void *x, size_t *size) {
+  *size = 0;
+  return OK;
+}
+
+/* Its convolutions: one engine for all. Numbers as in its cudnn_graph.h. */
 enum { KNOBS = 302, KNOB_INFO = 1302, NUMERICAL_NOTE = 1303, BEHAVIOUR_NOTE = 1305 };
 enum { TYPE_BOOLEAN = 2, TYPE_INT64 = 3, TYPE_DOUBLE = 5, TYPE_DESCRIPTOR = 15, TYPE_CHAR = 24 };
 int cudnnCreate(void **h) { *h = handle(); return OK; }
