@@ -2,9 +2,10 @@
 
     python tools/benchmarks/bench_launches.py [--networks CedNet-50 ...] [--rounds 20] [--out FILE]
 
-torch, built for CUDA 13 on Linux, runs on stubs of the CUDA runtime and driver, cuDNN and cuBLAS
-(``stub_gpu/stubs.c``, compiled with gcc and preloaded), that count instead of launching: every
-Python call, operator, cast and autograd node is there as on an H200, only the kernels are not.
+torch, built for CUDA 13 on Linux (tried with 2.11), runs on stubs of the CUDA runtime and driver,
+cuDNN and cuBLAS (``stub_gpu/stubs.c``, compiled with gcc and preloaded), that count instead of
+launching: every Python call, operator, cast and autograd node is there as on an H200, only the
+kernels are not.
 Training steps are in bf16 AMP, channels-last, batch 8; time is processor time of all threads, with
 nothing for a launch itself (2 to 5 us on a GPU machine). Networks that read a value back, as
 CKResNet does, cannot run: all results are zero.
@@ -13,6 +14,7 @@ import argparse
 import ctypes
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,6 +36,8 @@ def refusal() -> str:
     """Why the stubs cannot take the place of a GPU here; empty if they can."""
     if not sys.platform.startswith('linux') or not (torch.version.cuda or '').startswith('13.'):
         return f'this needs torch for CUDA 13 on Linux, got CUDA {torch.version.cuda}'
+    if not (shutil.which('gcc') and shutil.which('nm')):
+        return 'this needs gcc and nm'
     if torch.cuda.is_available():
         return 'there is a GPU: use bench_host.py --device cuda'
     return ''
