@@ -67,6 +67,15 @@ def is_batch_norm(norm: Optional[nn.Module]) -> bool:
     return _BATCH_NORMS[kind]
 
 
+def batch_norm_operands(norm: nn.Module) -> tuple:
+    """What the kernels need of torch's batch norm: weight, bias, running mean and variance, number
+    of batches, whether to use the batch's statistics, momentum and eps."""
+    affine, state = norm._parameters, norm._buffers
+    mean = state['running_mean']
+    return (affine['weight'], affine['bias'], mean, state['running_var'],
+            state['num_batches_tracked'], norm.training or mean is None, norm.momentum, norm.eps)
+
+
 def _norm(norm: nn.Module) -> Optional[Norm]:
     """The norm that a module computes, if with given statistics or those of groups; else None."""
     if is_touched(norm) or (norm.training and type(norm) is not nn.GroupNorm):
@@ -95,28 +104,24 @@ def _run_on_gpu(x: Tensor, conv: Optional[nn.Module], norm: Optional[nn.Module],
             hooked or module._forward_hooks or module._forward_pre_hooks
             or module._backward_hooks or module._backward_pre_hooks
             or 'forward' in module.__dict__) for module in (conv, norm, act)]
-    batch_norm = (norm_free and (_BATCH_NORMS.get(type(norm)) or is_batch_norm(norm))
-                  and norm.momentum is not None)
-    offset = None
+    operands = offset = None
+    if (norm_free and (_BATCH_NORMS.get(type(norm)) or is_batch_norm(norm))
+            and norm.momentum is not None):
+        operands = batch_norm_operands(norm)
     if conv_free and type(conv) is nn.Conv2d and conv.padding_mode == 'zeros':
         run = torch.conv2d if conv.groups == 1 else grouped_conv2d
         weight, bias = conv._parameters['weight'], conv._parameters['bias']
-        if bias is not None and batch_norm and (norm.training or norm.running_mean is None):
+        if bias is not None and operands is not None and operands[5]:
             # Statistics of the batch take the bias out again.
             bias, offset = None, bias
         x = run(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     elif conv is not None:
         x = conv(x)
-    if batch_norm and type(x) is Tensor:
+    if operands is not None and type(x) is Tensor:
         activation = ACTIVATIONS.get(type(act), 'none') if act_free else 'none'
         if activation == 'silu' and residual is not None:
             activation = 'none'
-        affine, state = norm._parameters, norm._buffers
-        mean = state['running_mean']
-        y = run_kernels(
-            x, residual, affine['weight'], affine['bias'], mean, state['running_var'],
-            state['num_batches_tracked'], norm.training or mean is None, norm.momentum, norm.eps,
-            activation, offset)
+        y = run_kernels(x, residual, *operands, activation, offset)
         if y is not None:
             return y if act is None or activation != 'none' else act(y)
     if offset is not None:

@@ -7,7 +7,7 @@ from mmcontext.layers._geometry import DynamicKernelLayer, IntPair, same_padding
 from mmcontext.layers._modules import is_plain
 from mmcontext.layers.conv_norm import ConvNormAct, conv_norm_act, run_together
 from mmcontext.layers.norms import build_norm
-from mmcontext.layers.pooled_logits import PooledLogits, gate_by_logits
+from mmcontext.layers.pooled_logits import gate_by_logits
 from mmcontext.ops.avg_pool import avg_pool2d
 from mmcontext.ops.group_norm import group_norm
 from mmcontext.ops.local_aggregation.by_rows import span_by_rows, wants_rows
@@ -93,8 +93,8 @@ class CoT2d(DynamicKernelLayer):
         self.span = nn.Conv2d(half, kernel_groups * taps, 1, groups=cardinality)
         self.span_norm = nn.GroupNorm(kernel_groups, kernel_groups * taps)
         attention = max(half, 32)
-        self.attend = PooledLogits(conv_norm_act(in_channels, attention, 1, norm_cfg, relu),
-                                   nn.Conv2d(attention, 2 * in_channels, 1))
+        self.attend = nn.Sequential(conv_norm_act(in_channels, attention, 1, norm_cfg, relu),
+                                    nn.Conv2d(attention, 2 * in_channels, 1))
         self._kernel_shape = (kernel_groups, taps)
 
     def _embed(self, x: Tensor, key: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from mmcontext.layers._geometry import ContextLayer
 from mmcontext.layers.conv_norm import conv_norm_act
-from mmcontext.layers.pooled_logits import PooledLogits, gate_by_logits
+from mmcontext.layers.pooled_logits import gate_by_logits
 from mmcontext.ops.arguments import IntPair
 from mmcontext.registry import MODELS
 
@@ -46,7 +46,7 @@ class SplitAttention2d(ContextLayer):
         self.conv = conv_norm_act(in_channels, self.out_channels, self.kernel_size, norm_cfg,
                                   swish, stride=self.stride, padding=self.padding,
                                   dilation=self.dilation, groups=groups, bias=bias)
-        self.gate = PooledLogits(
+        self.gate = nn.Sequential(
             conv_norm_act(self.out_channels, hidden, 1, norm_cfg, swish),
             nn.Conv2d(hidden, self.out_channels, 1))
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from mmcontext.layers import CoT2d, CVolution2d, Involution2d, SplitAttentionConv2d, cot
 from mmcontext.layers.avg_pool import AvgPool2d
+from mmcontext.layers.pooled_logits import pooled_operands
 from mmcontext.ops import avg_pool, batch_norm_act, channel_gate, group_norm, pair_conv
 from mmcontext.ops.local_aggregation.backends import BACKEND_VARIABLE
 from mmcontext.ops.native_library import UNAVAILABLE
@@ -84,10 +85,10 @@ def test_logits_in_one_call_equal_those_of_the_modules(make, on_gpu):
             gate = copied.attend if isinstance(layer, CoT2d) else copied.gate
             gate[1].register_forward_hook(lambda *_: called.append(1))
         results.append([copied(x), *copied.buffers(), copied.eval()(x)])
-    assert len(called) == 2 and last.takes_float32()
+    assert len(called) == 2 and pooled_operands(last)
     for a, e in zip(*results):
         assert_close(a, e, SINGLE_LAYERS)
-    assert not copy.deepcopy(last).double().takes_float32()
-    assert not copy.deepcopy(last).append(nn.Identity()).takes_float32()
+    assert not pooled_operands(copy.deepcopy(last).double())
+    assert not pooled_operands(copy.deepcopy(last).append(nn.Identity()))
     last[0].part('norm').momentum = None
-    assert not last.takes_float32()
+    assert not pooled_operands(last)

@@ -54,8 +54,8 @@ def capture(module: nn.Module, forward: Callable, x: Tensor, warmup: int) -> Cal
     kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
     random_state = torch.cuda.get_rng_state(x.device)
     enabled = torch.is_autocast_enabled()
-    # The casts of weights must be in the graph: autocast's cache is cleared after every step.
     called = _Callable(module, forward)
+    # The casts of weights must be in the graph: autocast's cache is cleared after every step.
     with torch.autocast('cuda', torch.get_autocast_gpu_dtype(), enabled, cache_enabled=False):
         graphed = torch.cuda.make_graphed_callables(
             called, (x.detach().clone(), ), num_warmup_iters=warmup, allow_unused_input=True)

@@ -111,8 +111,7 @@ constexpr int64_t kSummingBlocks = 3, kWritingBlocks = 12;
 
 // Sets up the workspace for the partial sums of a pass.
 Tensor sum_in(const Tensor& x, const Division& division, BatchNormParameters& p) {
-  const Tensor partial = at::empty({division.blocks, 2, x.size(1)}, x.options().dtype(at::kFloat)
-                                   .memory_format(at::MemoryFormat::Contiguous));
+  const Tensor partial = empty_floats({division.blocks, 2, x.size(1)}, x);
   p.partial = address_of(partial);
   p.partials = static_cast<int>(division.blocks);
   p.lanes = static_cast<int>(division.lanes);
@@ -120,8 +119,7 @@ Tensor sum_in(const Tensor& x, const Division& division, BatchNormParameters& p)
 }
 
 Tensor vectors_like(const Tensor& x, int64_t count) {
-  return at::empty({count, x.size(1)},
-                   at::TensorOptions().dtype(at::kFloat).device(x.device()));
+  return empty_floats({count, x.size(1)}, x);
 }
 
 // The result and, with batch statistics, float [4, C] saved for the backward pass.

@@ -52,8 +52,7 @@ class Passes {
   void add_sums(Pass pass) {
     const Division division = divide(of_, true);
     if (division.blocks > 1) {
-      partial_ = at::empty({division.blocks, of_.size(0), of_.size(1)},
-                           at::TensorOptions().dtype(at::kFloat).device(of_.device()));
+      partial_ = empty_floats({division.blocks, of_.size(0), of_.size(1)}, of_);
       p.partial = address_of(partial_);
       p.partials = static_cast<int>(division.blocks);
     }

@@ -23,6 +23,10 @@ Tensor empty_pixels(at::IntArrayRef sizes, const Tensor& like) {
   return at::empty(sizes, like.options().memory_format(at::MemoryFormat::ChannelsLast));
 }
 
+Tensor empty_floats(at::IntArrayRef sizes, const Tensor& like) {
+  return at::empty(sizes, at::TensorOptions().dtype(at::kFloat).device(like.device()));
+}
+
 std::string defines(std::initializer_list<std::pair<const char*, int64_t>> options) {
   std::string all;
   all.reserve(128);
@@ -42,7 +46,7 @@ std::string chosen_method(const char* variable, c10::string_view method) {
   return chosen;
 }
 
-std::string map_refusal(const Tensor& x, bool on_host) {
+std::string tensor_refusal(const Tensor& x, bool on_host) {
   if (on_host ? !x.is_cpu() : !x.is_cuda()) {
     return "the CUDA kernels run on a GPU, x is on " + x.device().str();
   }
@@ -50,13 +54,19 @@ std::string map_refusal(const Tensor& x, bool on_host) {
     return std::string("they support maps [B, C, H, W] in float32, bfloat16 or float16, x is ") +
            c10::toString(x.scalar_type());
   }
+  return on_host ? "" : gpu_refusal(x.get_device());
+}
+
+std::string map_refusal(const Tensor& x, bool on_host) {
+  const std::string reason = tensor_refusal(x, on_host);
+  if (!reason.empty()) return reason;
   if (x.numel() == 0 || !lies_by_pixel(x)) {
     return "they support channels-last maps only";
   }
   if (x.size(1) * x.element_size() % 16) {
     return std::to_string(x.size(1)) + " channels are not a multiple of 16 bytes";
   }
-  return on_host ? "" : gpu_refusal(x.get_device());
+  return "";
 }
 
 }  // namespace mmcontext

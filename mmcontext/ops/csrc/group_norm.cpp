@@ -67,10 +67,6 @@ GroupNormParameters parameters_of(const Tensor& x, const Norm& norm) {
   return p;
 }
 
-Tensor floats(at::IntArrayRef sizes, const Tensor& x) {
-  return at::empty(sizes, at::TensorOptions().dtype(at::kFloat).device(x.device()));
-}
-
 Tensor run_forward(const Tensor& x, const Norm& norm, const Tensor& saved) {
   const Tensor y = at::empty_like(x);
   GroupNormParameters p = parameters_of(x, norm);
@@ -84,7 +80,7 @@ struct Gradients { Tensor x, weight, bias; };
 
 Gradients run_backward(const Tensor& grad, const Tensor& x, const Tensor& saved,
                        const Norm& norm) {
-  const Tensor sums = floats({2, x.size(0), x.size(1)}, x), both = floats({2, x.size(1)}, x);
+  const Tensor sums = empty_floats({2, x.size(0), x.size(1)}, x), both = empty_floats({2, x.size(1)}, x);
   const Gradients gradients{at::empty_like(x), both[0], both[1]};
   GroupNormParameters p = parameters_of(x, norm);
   p.saved = address_of(saved);
@@ -118,7 +114,7 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& weight,
                         const OptionalTensor& bias, int64_t groups, double eps) {
     at::AutoDispatchBelowADInplaceOrView below;
-    const Tensor saved = floats({2, x.size(0) * groups}, x);
+    const Tensor saved = empty_floats({2, x.size(0) * groups}, x);
     ctx->save_for_backward({x, given(weight), given(bias), saved});
     ctx->saved_data["groups"] = groups;
     ctx->saved_data["eps"] = eps;
@@ -143,13 +139,8 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
 // Why the kernels do not support the call; empty if they do.
 std::string refusal(const Tensor& x, int64_t groups, const OptionalTensor& weight,
                     const OptionalTensor& bias, bool on_host) {
-  if (on_host ? !x.is_cpu() : !x.is_cuda()) {
-    return "the CUDA kernels run on a GPU, x is on " + x.device().str();
-  }
-  if (x.dim() != 4 || !has_storage(x.scalar_type()) || x.scalar_type() == at::kDouble) {
-    return std::string("they support maps [B, C, H, W] in float32, bfloat16 or float16, x is ") +
-           c10::toString(x.scalar_type());
-  }
+  const std::string reason = tensor_refusal(x, on_host);
+  if (!reason.empty()) return reason;
   if (x.numel() == 0 || !x.is_contiguous()) return "they support contiguous maps only";
   if (reinterpret_cast<uintptr_t>(x.data_ptr()) % 16) return "the map is not aligned to 16 bytes";
   if (groups < 1 || x.size(1) % groups) return "the groups do not divide the channels";
@@ -163,7 +154,7 @@ std::string refusal(const Tensor& x, int64_t groups, const OptionalTensor& weigh
              c10::toString(vector->scalar_type());
     }
   }
-  return on_host ? "" : gpu_refusal(x.get_device());
+  return "";
 }
 
 // Nothing if the kernels do not support the call or the environment turns them off.
